@@ -1,0 +1,101 @@
+"""Every limit of shmd, with its reason. Nothing in shmd grows without one of these.
+
+Sizes are bytes (``_bytes``), times seconds (``_s``), the rest are counts.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- names ------------------------------------------------------------------------------------------------------------
+TOPIC_NAME_BYTES_MAX: Final = 255
+"""A topic's name is kept in the log's header page, in 256 bytes with its terminator."""
+CLIENT_NAME_BYTES_MAX: Final = 64
+"""A client's name is shown in ``stat`` and log lines: a line's width, no more."""
+INSTANCE_NAME_BYTES_MAX: Final = 32
+"""Part of a socket path, which the kernel limits to 108 bytes in all."""
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+TOPIC_SIZE_BYTES_DEFAULT: Final = 1 * MIB
+"""About 12,000 small records: a burst, not an archive."""
+TOPIC_SIZE_BYTES_MIN: Final = 4 * KIB
+"""One page: a segment cannot be smaller."""
+TOPIC_SIZE_BYTES_MAX: Final = 8 * GIB
+"""A cursor word keeps 32 bits of position in units of 8 bytes, a window of 32 GiB; a quarter of it leaves no doubt."""
+RECORD_SIZE_DIVISOR: Final = 4
+"""A record or batch is at most capacity / 4, so that the last committed record survives any append."""
+SUBSCRIBERS_PER_TOPIC_MAX: Final = 1024
+"""Slots in a ctl segment: 64 KiB, scanned by a publisher that looks for room."""
+
+# --- reading and publishing --------------------------------------------------------------------------------------------
+READ_BATCH_BYTES: Final = 64 * KIB
+"""How much a subscriber copies out at a time: fits the L2 cache, costs about 5 µs."""
+YIELD_RECORDS: Final = 256
+"""Ready records a task may take or publish before the loop gets a turn."""
+YIELD_S: Final = 0.001
+"""The same as time: a task that only reads ready records holds the loop no longer."""
+GET_MANY_MAX: Final = 65_536
+"""Records one ``get_many`` may return: a list of this length is already 10 MiB."""
+PUBLISH_MANY_MAX: Final = 65_536
+"""Records one ``publish_many`` may take, under one lock."""
+SEEK_STEPS: Final = 65_536
+"""Records one seek looks at before the loop gets a turn: about a millisecond."""
+LOCK_BACKOFF_MIN_S: Final = 0.000_05
+LOCK_BACKOFF_MAX_S: Final = 0.005
+"""A busy lock is held for nanoseconds, or by a process that the scheduler took off its core for milliseconds."""
+LOCK_TURNS: Final = 4
+"""Turns of the loop after which a busy lock is tried again; only then come the pauses."""
+RECHECK_HOSTILE_S: Final = 1.0
+"""Where participants have different uids a sleeper looks again this often, since a hostile one could spoil bells."""
+LATEST_TOPICS_MAX: Final = 256
+"""Logs a client keeps attached for ``latest``; each costs address space and a mapping, of which a process has 65,530."""
+
+# --- the control socket -----------------------------------------------------------------------------------------------
+MESSAGE_BYTES_MAX: Final = 64 * KIB
+"""One packet. Well below the 208 KiB that a socket buffer takes; lists are paged to fit."""
+DESCRIPTORS_PER_MESSAGE_MAX: Final = 2
+"""A record bell and a space bell."""
+PAGE_ENTRIES_MAX: Final = 64
+"""Entries of one page of a list: 64 × about 600 bytes fit a message."""
+PACKETS_PER_WAKE: Final = 64
+"""Packets taken from one peer, or connections from a listener, before the loop serves the others."""
+LISTEN_BACKLOG: Final = 4096
+"""Connections the kernel keeps for the daemon while it is busy; a thousand clients may start at once."""
+DESCRIPTOR_PACKETS_UNREAD_MAX: Final = 8
+"""Packets with descriptors that a peer may leave unread; those in flight count against the sender's own limit."""
+DESCRIPTOR_RETRY_S: Final = 0.001
+"""The kernel does not tell when a peer has read; a sender of descriptors looks again after this."""
+SEND_QUEUE_MESSAGES_MAX: Final = 4096
+"""Messages waiting for one client that does not read; more, and it is hung up on."""
+REQUESTS_PER_CLIENT_MAX: Final = 256
+"""Requests under way (unanswered) for one client."""
+PROTOCOL_ERRORS_MAX: Final = 8
+"""Protocol errors before a peer is hung up on."""
+HELLO_TIMEOUT_S: Final = 10.0
+"""A peer that connects and says nothing costs a descriptor; after this it is hung up on."""
+REQUEST_TIMEOUT_S: Final = 30.0
+"""A daemon that does not answer for so long is stuck: creating the largest topic takes a few seconds."""
+CONNECT_TIMEOUT_S: Final = 5.0
+"""Connecting fails fast; a local socket answers in microseconds or not at all."""
+
+# --- the daemon -------------------------------------------------------------------------------------------------------
+CLIENTS_MAX: Final = 16_384
+"""Connections of one daemon; each costs one descriptor and about 10 KiB."""
+CLIENTS_PER_UID_MAX: Final = 8_192
+"""So that one user cannot take all of them."""
+TOPICS_MAX: Final = 2_000
+"""Two segments each; a System V namespace holds 4,096 by default (SHMMNI)."""
+HANDLES_PER_CLIENT_MAX: Final = 4_096
+"""Publishers, subscribers and watches of one client."""
+TOTAL_BYTES_DEFAULT: Final = 4 * GIB
+"""All segments of one daemon together, unless configured: pre-faulted memory cannot be swapped away by anyone's mistake."""
+ACCEPT_PAUSE_S: Final = 0.1
+"""Pause after accept() failed for want of descriptors or memory: overload is not a crash."""
+PREFAULT_CHUNK_BYTES: Final = 16 * MIB
+"""Pre-faulting goes in steps of this size, so that a stop request is heard in between."""
+KEY_ATTEMPTS_MAX: Final = 64
+"""Random System V keys tried before giving up; two in a row taken is already a one in a million event."""

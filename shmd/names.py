@@ -1,0 +1,71 @@
+"""Topic names, patterns and instance names: what may be said, and what matches what.
+
+A topic is ``tokens.with.dots``; a token is one or more of the characters in ``_TOKEN``.
+A pattern may use ``*`` for exactly one token and, at the end, ``>`` for one or more (as in NATS).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from shmd import limits
+from shmd.errors import InvalidName
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_:@$+-]+")
+_INSTANCE: Final = re.compile(r"[A-Za-z0-9_-]+")
+_ALLOWED: Final = "letters, digits and _ : @ $ + - , in tokens separated by single dots"
+
+
+def check_topic(name: str) -> str:
+    """``name`` itself if it can name a topic, else ``InvalidName``."""
+    _check_tokens(name, wildcards=False)
+    return name
+
+
+def check_pattern(pattern: str) -> str:
+    """``pattern`` itself if it is a topic name or a pattern, else ``InvalidName``."""
+    _check_tokens(pattern, wildcards=True)
+    return pattern
+
+
+def check_instance(name: str) -> str:
+    """``name`` itself if it can name an instance, else ``InvalidName``."""
+    if not _INSTANCE.fullmatch(name) or len(name) > limits.INSTANCE_NAME_BYTES_MAX:
+        raise InvalidName(
+            f"{name!r} cannot name an instance",
+            f"use 1 to {limits.INSTANCE_NAME_BYTES_MAX} letters, digits, _ and -",
+        )
+    return name
+
+
+def is_pattern(name: str) -> bool:
+    """Whether ``name`` has wildcards."""
+    return any(token in ("*", ">") for token in name.split("."))
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether ``topic`` is one that ``pattern`` stands for. Both are taken to be valid."""
+    wanted, tokens = pattern.split("."), topic.split(".")
+    for position, want in enumerate(wanted):
+        if want == ">":
+            return len(tokens) > position
+        if position >= len(tokens) or want not in ("*", tokens[position]):
+            return False
+    return len(wanted) == len(tokens)
+
+
+def _check_tokens(name: str, *, wildcards: bool) -> None:
+    what = "subscribe to" if wildcards else "name a topic"
+    if not 0 < len(name) <= limits.TOPIC_NAME_BYTES_MAX:
+        raise InvalidName(f"a name of {len(name)} characters cannot {what}", f"use 1 to {limits.TOPIC_NAME_BYTES_MAX}")
+    tokens = name.split(".")
+    for position, token in enumerate(tokens):
+        if _TOKEN.fullmatch(token):
+            continue
+        if wildcards and (token == "*" or (token == ">" and position == len(tokens) - 1)):
+            continue
+        hint = f"use {_ALLOWED}"
+        if token in ("*", ">"):
+            hint = "'>' may only be the last token" if wildcards else "wildcards are for subscriptions only"
+        raise InvalidName(f"{name!r} cannot {what}: token {token!r}", hint)
