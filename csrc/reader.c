@@ -1,0 +1,366 @@
+/*
+ * Subscribing: copy a stretch of the ring into private memory, find out whether a publisher came past meanwhile, then
+ * parse the copy. Nothing is ever parsed in place.
+ *
+ * A tethered reader of a `wait` topic is never overtaken, so its copy is a plain memcpy that ThreadSanitizer may judge;
+ * all others copy relaxed words. Both look at head afterwards: a tether can be taken away at any time.
+ *
+ * The cursor in the ctl is a copy of `position`, moved after the bytes were copied, by a compare-and-swap on the whole
+ * slot word. If that fails the slot or its tether is no longer ours; reading goes on untethered, from private memory.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "failpoint.h"
+#include "shmd.h"
+
+#define READ_TRIES 8u /* stretches lost to a faster publisher before the caller gives others a turn */
+
+#ifdef SHMD_WEAKEN_CURSOR /* a check of the check, as in append.c */
+#define CURSOR_ORDER memory_order_relaxed
+#else
+#define CURSOR_ORDER memory_order_seq_cst
+#endif
+
+int shmd_reader_init(struct shmd_reader *r, const struct shmd_log *log, uint32_t slot, uint32_t incarnation,
+                     bool tethered, int space_fd) {
+    if (log->ctl == NULL || slot >= log->slot_count)
+        return -EINVAL;
+    uint64_t word = load_relaxed(&log->slots[slot].word);
+    if (shmd_word_incarnation(word) != incarnation)
+        return -ESTALE;
+    *r = (struct shmd_reader){
+        .log = log,
+        .slot = &log->slots[slot],
+        .word = word,
+        .incarnation = incarnation,
+        .space_fd = space_fd,
+        .tethered = tethered && (log->flags & SHMD_FLAG_WAIT),
+    };
+    return SHMD_OK;
+}
+
+void shmd_reader_free(struct shmd_reader *r) {
+    free(r->copy);
+    r->copy = NULL;
+    r->copy_bytes = 0;
+}
+
+static void stand_at(struct shmd_reader *r, uint64_t position, uint64_t next_seq, bool lapped) {
+    r->position = position;
+    r->next_seq = next_seq;
+    r->lapped = lapped;
+    r->skip_below = 0;
+}
+
+void shmd_seek_start(struct shmd_reader *r) { stand_at(r, 0, 1, false); }
+
+/* Both "new" and "last": the two ends of the newest record. */
+static int seek_newest(struct shmd_reader *r, bool behind) {
+    uint64_t head, tail, start = 0;
+    struct shmd_record last;
+    int result = shmd_log_bounds(r->log, &head, &tail);
+    if (result != SHMD_OK)
+        return result;
+    result = shmd_last_record(r->log, head, tail, &last, &start);
+    if (result == SHMD_EMPTY) {
+        shmd_seek_start(r);
+        return SHMD_OK;
+    }
+    fence_acquire(); /* SYNC: pairs with the release fence after head is stored in append.c */
+    if (load_relaxed(&r->log->header->head) > start || (result != SHMD_OK && load_relaxed(&r->log->header->tail) != tail))
+        return SHMD_AGAIN;
+    if (result != SHMD_OK)
+        return result;
+    if (behind)
+        stand_at(r, tail, last.seq + 1, false);
+    else
+        stand_at(r, start, last.seq, false);
+    return SHMD_OK;
+}
+
+int shmd_seek_new(struct shmd_reader *r) { return seek_newest(r, true); }
+
+int shmd_seek_last(struct shmd_reader *r) { return seek_newest(r, false); }
+
+/* The record at `position`, or -EUCLEAN, or SHMD_AGAIN if head has passed it. SHMD_EMPTY for padding. */
+static int look_at(const struct shmd_log *log, uint64_t position, uint64_t tail, struct shmd_record *recordp,
+                   uint64_t *bytesp) {
+    uint64_t length = 0;
+    *bytesp = shmd_stored_bytes(log, position, tail, &length);
+    bool data = *bytesp != 0 && length != UINT64_MAX;
+    if (data)
+        shmd_copy_out(log, recordp, position, sizeof *recordp);
+    fence_acquire(); /* SYNC: pairs with the release fence after head is stored in append.c */
+    if (load_relaxed(&log->header->head) > position)
+        return SHMD_AGAIN;
+    if (*bytesp == 0)
+        return -EUCLEAN;
+    return data ? SHMD_OK : SHMD_EMPTY;
+}
+
+/* The first data record at or after *positionp, which moves there; SHMD_EMPTY if tail comes first. */
+static int look_for_data(const struct shmd_log *log, uint64_t *positionp, uint64_t tail, struct shmd_record *recordp) {
+    while (*positionp < tail) { /* padding is followed by a record: twice at most, unless the memory is forged */
+        uint64_t bytes;
+        int result = look_at(log, *positionp, tail, recordp, &bytes);
+        if (result != SHMD_EMPTY)
+            return result;
+        *positionp += bytes;
+    }
+    return SHMD_EMPTY;
+}
+
+int shmd_seek_all(struct shmd_reader *r) {
+    struct shmd_record oldest;
+    uint64_t head, tail;
+    int result = shmd_log_bounds(r->log, &head, &tail);
+    if (result != SHMD_OK)
+        return result;
+    uint64_t position = head;
+    result = look_for_data(r->log, &position, tail, &oldest);
+    if (result == SHMD_EMPTY)
+        stand_at(r, tail, tail == 0 ? 1 : 0, false);
+    else if (result == SHMD_OK)
+        stand_at(r, head, oldest.seq, false);
+    return result == SHMD_EMPTY ? SHMD_OK : result;
+}
+
+/* The scan found `record` at `position`. */
+static void scan_found(struct shmd_reader *r, enum shmd_seek by, uint64_t value, uint64_t position,
+                       const struct shmd_record *record) {
+    if (by == SHMD_SEEK_SEQ && record->seq > value)
+        stand_at(r, position, value, true); /* discarded already: what lies between counts as lost */
+    else
+        stand_at(r, position, record->seq, false);
+}
+
+int shmd_seek_scan(struct shmd_reader *r, enum shmd_seek by, uint64_t value, uint64_t steps, uint64_t *fromp) {
+    uint64_t head, tail, next_seq = 0;
+    int result = shmd_log_bounds(r->log, &head, &tail);
+    if (result != SHMD_OK)
+        return result;
+    uint64_t position = *fromp > head && *fromp <= tail ? *fromp : head;
+    for (; steps > 0; steps--) {
+        struct shmd_record record;
+        result = look_for_data(r->log, &position, tail, &record);
+        if (result == SHMD_EMPTY) { /* all are older: stand at the end, and pass over what is older still */
+            stand_at(r, position, tail == 0 ? 1 : next_seq, false);
+            r->skip_below = by == SHMD_SEEK_SEQ ? value : 0;
+            return SHMD_OK;
+        }
+        if (result != SHMD_OK) {
+            *fromp = 0;
+            return result;
+        }
+        if ((by == SHMD_SEEK_SEQ ? record.seq : record.time_ns) >= value) {
+            scan_found(r, by, value, position, &record);
+            return SHMD_OK;
+        }
+        next_seq = record.seq + 1;
+        position += shmd_record_bytes(record.length);
+    }
+    *fromp = position;
+    return SHMD_AGAIN;
+}
+
+int shmd_join(struct shmd_reader *r) {
+    uint64_t flags = SHMD_WORD_LIVE | (r->tethered ? SHMD_WORD_TETHERED : 0);
+    uint64_t word = shmd_word(r->incarnation, flags, r->position);
+    uint64_t expected = r->word;
+    /* SYNC: pairs with shmd_slowest_cursor; and whoever takes the slot makes this fail */
+    if (!cas_seq(&r->slot->word, &expected, word))
+        return -ESTALE;
+    r->word = word;
+    SHMD_FAILPOINT(join_cursor_stored);
+    if (!r->tethered)
+        return SHMD_OK;
+    (void)add_seq(&r->log->ctl->joins, 1); /* SYNC: pairs with the loads of joins in append.c */
+    SHMD_FAILPOINT(join_announced);
+    /* SYNC: pairs with the store of head in give_up_waiting: it saw our bump, or we see its head */
+    return load_seq(&r->log->header->head) > r->position ? SHMD_AGAIN : SHMD_OK;
+}
+
+static int ensure_copy(struct shmd_reader *r, uint64_t bytes) {
+    if (bytes <= r->copy_bytes)
+        return SHMD_OK;
+    uint8_t *grown = realloc(r->copy, bytes);
+    if (grown == NULL)
+        return -ENOMEM;
+    r->copy = grown;
+    r->copy_bytes = bytes;
+    return SHMD_OK;
+}
+
+static void copy_stretch(struct shmd_reader *r, uint64_t bytes) {
+    if (!r->tethered) {
+        shmd_copy_out(r->log, r->copy, r->position, bytes);
+        return;
+    }
+    uint64_t offset = r->position & r->log->mask;
+    uint64_t run = r->log->capacity - offset < bytes ? r->log->capacity - offset : bytes;
+    memcpy(r->copy, r->log->ring + offset, run);
+    memcpy(r->copy + run, r->log->ring, bytes - run);
+}
+
+/* Publishers went past: stand at the oldest record that is left. */
+static int move_to_head(struct shmd_reader *r) {
+    uint64_t head, tail;
+    int result = shmd_log_bounds(r->log, &head, &tail);
+    if (result != SHMD_OK)
+        return result;
+    if (head <= r->position)
+        return -EUCLEAN;
+    r->position = head;
+    r->lapped = true;
+    return SHMD_OK;
+}
+
+/* How much to copy: what there is, but no more than bytes_max unless the first record alone is larger. */
+static uint64_t stretch_bytes(const struct shmd_reader *r, uint64_t tail, size_t bytes_max) {
+    uint64_t there = tail - r->position;
+    if (there <= bytes_max)
+        return there;
+    uint64_t length;
+    uint64_t first = shmd_stored_bytes(r->log, r->position, tail, &length);
+    return first > bytes_max ? first : bytes_max & ~(uint64_t)7;
+}
+
+int shmd_read_begin(struct shmd_reader *r, size_t bytes_max) {
+    struct shmd_log_header *header = r->log->header;
+    if (bytes_max < 8)
+        bytes_max = 8;
+    for (unsigned try = 0; try < READ_TRIES; try++) {
+        uint64_t tail = load_acquire(&header->tail); /* SYNC: pairs with the commit in append.c */
+        if (tail == r->position)
+            return SHMD_EMPTY;
+        int result;
+        if ((tail & 7u) != 0 || tail - r->position > r->log->capacity) {
+            result = move_to_head(r);
+            if (result < 0)
+                return result;
+            continue;
+        }
+        uint64_t bytes = stretch_bytes(r, tail, bytes_max);
+        result = ensure_copy(r, bytes);
+        if (result < 0)
+            return result;
+        copy_stretch(r, bytes);
+        SHMD_FAILPOINT(read_copied);
+        fence_acquire(); /* SYNC: pairs with the release fence after head is stored in append.c */
+        if (load_relaxed(&header->head) > r->position) {
+            result = move_to_head(r);
+            if (result < 0)
+                return result;
+            continue; /* what was copied may be anything */
+        }
+        r->copy_at = 0;
+        r->copy_end = bytes;
+        r->copy_tail = tail;
+        return SHMD_OK;
+    }
+    return SHMD_AGAIN;
+}
+
+/* Check the record at copy_at (its header is *record) and count what was missed before it. */
+static int accept_record(struct shmd_reader *r, const struct shmd_record *record, uint64_t bytes, uint64_t *lostp) {
+    uint32_t trailer;
+    memcpy(&trailer, r->copy + r->copy_at + bytes - 4, 4);
+    if (trailer != record->length || record->seq == 0)
+        return -EUCLEAN;
+    *lostp = 0;
+    if (r->next_seq != 0 && record->seq != r->next_seq) {
+        if (!r->lapped || record->seq < r->next_seq)
+            return -EUCLEAN;
+        *lostp = record->seq - r->next_seq;
+    }
+    r->lapped = false;
+    r->next_seq = record->seq + 1;
+    return SHMD_OK;
+}
+
+static void pass(struct shmd_reader *r, uint64_t bytes) {
+    r->copy_at += bytes;
+    r->position += bytes;
+}
+
+int shmd_read_next(struct shmd_reader *r, struct shmd_view *viewp) {
+    const struct shmd_log *log = r->log;
+    while (r->copy_end - r->copy_at >= 8) {
+        uint64_t left = r->copy_end - r->copy_at;
+        uint64_t offset = r->position & log->mask;
+        struct shmd_record record = {0};
+        memcpy(&record, r->copy + r->copy_at, left < sizeof record ? 8 : sizeof record);
+        bool padding = record.kind == SHMD_KIND_PADDING && record.length == log->capacity - offset;
+        if (!padding && (record.kind != SHMD_KIND_DATA || record.length > log->payload_max))
+            return -EUCLEAN;
+        uint64_t bytes = padding ? record.length : shmd_record_bytes(record.length);
+        if (bytes > r->copy_tail - r->position || offset + bytes > log->capacity)
+            return -EUCLEAN;
+        if (bytes > left)
+            return SHMD_EMPTY; /* cut off by bytes_max: the next stretch begins with it */
+        if (padding) {
+            pass(r, bytes);
+            continue;
+        }
+        uint64_t lost;
+        int result = accept_record(r, &record, bytes, &lost);
+        if (result != SHMD_OK)
+            return result;
+        *viewp = (struct shmd_view){
+            .payload = r->copy + r->copy_at + sizeof record,
+            .length = record.length,
+            .publisher = record.publisher,
+            .seq = record.seq,
+            .time_ns = record.time_ns,
+            .lost = lost,
+        };
+        pass(r, bytes);
+        if (record.seq < r->skip_below)
+            continue;
+        r->lost_total += lost;
+        return SHMD_OK;
+    }
+    return SHMD_EMPTY;
+}
+
+void shmd_read_end(struct shmd_reader *r) {
+    struct shmd_log_header *header = r->log->header;
+    uint64_t expected = r->word;
+    uint64_t word = (expected & ~0xffffffffULL) | ((r->position >> 3) & 0xffffffffU);
+    if (shmd_word_incarnation(expected) == r->incarnation && (expected & SHMD_WORD_LIVE)) {
+        /* SYNC: pairs with shmd_slowest_cursor: who sees the cursor may overwrite what we copied before */
+        if (atomic_compare_exchange_strong_explicit(&r->slot->word, &expected, word, CURSOR_ORDER, memory_order_relaxed)) {
+            r->word = word;
+            store_relaxed(&r->slot->lost, r->lost_total);
+        } else {
+            r->word = 0; /* ours no longer: never touch it again */
+            r->tethered = false;
+        }
+    }
+    SHMD_FAILPOINT(read_cursor_stored);
+    if (r->log->flags & SHMD_FLAG_WAIT)
+        shmd_bell_check(&header->space_armed, &r->log->ctl->space_rung, r->space_fd);
+    SHMD_FAILPOINT(read_rung);
+}
+
+bool shmd_available(const struct shmd_reader *r) { return load_relaxed(&r->log->header->tail) != r->position; }
+
+int shmd_reader_arm(struct shmd_reader *r) {
+    (void)add_seq(&r->log->ctl->armed, 1); /* SYNC: pairs with shmd_bell_check after a commit */
+    SHMD_FAILPOINT(reader_armed);
+    /* SYNC: pairs with the commit in append.c: it sees us armed, or we see its tail */
+    return load_seq(&r->log->header->tail) != r->position ? SHMD_AGAIN : SHMD_OK;
+}
+
+void shmd_leave(struct shmd_reader *r) {
+    uint64_t expected = r->word;
+    if (shmd_word_incarnation(expected) == r->incarnation && (expected & SHMD_WORD_LIVE))
+        (void)cas_seq(&r->slot->word, &expected, shmd_word(r->incarnation, 0, 0)); /* SYNC: pairs with shmd_slowest_cursor */
+    r->word = 0;
+    r->tethered = false;
+    if (r->log->flags & SHMD_FLAG_WAIT)
+        shmd_bell_check(&r->log->header->space_armed, &r->log->ctl->space_rung, r->space_fd);
+}

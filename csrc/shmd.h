@@ -1,0 +1,177 @@
+/*
+ * The C core of shmd: append to and read from a topic whose segments are already attached. No Python, no malloc but a
+ * reader's copy buffer, no waiting; the only system calls are the doorbell's write and a lock's one-time set-up.
+ *
+ * Results: 0 is done; a positive enum shmd_result is an answer to handle (full, empty and busy are no errors); a
+ * negative number is -errno: -EUCLEAN for shared memory that no publisher writes, -EMSGSIZE for a record over the limit,
+ * -ESTALE for a slot that belongs to somebody else by now, -ENOMEM.
+ *
+ * Every word read from shared memory is hostile: read once into a local, checked, then used.
+ */
+#ifndef SHMD_H
+#define SHMD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "layout.h"
+
+enum shmd_result {
+    SHMD_OK = 0,
+    SHMD_FULL = 1,   /* no room on a `wait` topic */
+    SHMD_BUSY = 2,   /* another publisher is in the critical section */
+    SHMD_EMPTY = 3,  /* nothing new */
+    SHMD_AGAIN = 4,  /* overtaken, or the step budget is used up: call again, after giving others a turn */
+};
+
+/* --- lock.c: the lock word ------------------------------------------------------------------------------------------ */
+
+/* SHMD_OK, SHMD_BUSY; *takenp tells whether a dead owner's lock was taken over. Never sleeps. */
+int shmd_lock(shmd_a32 *word, bool *takenp);
+void shmd_unlock(shmd_a32 *word);
+
+/* --- log.c: the checked view of a topic ------------------------------------------------------------------------------ */
+
+/* Process-private. capacity, mask, slot_count and flags are copies: what the memory says later changes nothing. */
+struct shmd_log {
+    struct shmd_log_header *header;
+    uint8_t *ring;
+    struct shmd_ctl_header *ctl; /* NULL for one who only looks */
+    struct shmd_slot *slots;
+    uint64_t capacity;
+    uint64_t mask;
+    uint64_t payload_max;
+    uint32_t slot_count;
+    uint32_t flags;
+};
+
+struct shmd_identity {
+    uint64_t capacity;
+    uint32_t flags;
+    uint8_t instance_id[16];
+    uint8_t topic_id[16];
+    uint64_t created_ns;
+    const char *name;
+    size_t name_bytes;
+};
+
+struct shmd_stat {
+    uint64_t head, tail, first_seq, last_seq, last_time_ns, published, published_bytes, takeovers;
+    uint32_t lock_owner_tid;
+};
+
+/* A record outside shared memory: in a private copy, checked. */
+struct shmd_view {
+    const uint8_t *payload;
+    uint32_t length;
+    uint32_t publisher;
+    uint64_t seq;
+    uint64_t time_ns;
+    uint64_t lost; /* records missed right before this one */
+};
+
+uint64_t shmd_payload_max(uint64_t capacity);
+bool shmd_capacity_ok(uint64_t capacity);
+int shmd_log_format(void *log, size_t log_bytes, const struct shmd_identity *identity);
+/* Fill *logp if the segments are what identity says (name and created_ns are not compared). ctl may be NULL. -EUCLEAN
+ * otherwise. */
+int shmd_log_open(struct shmd_log *logp, void *log, size_t log_bytes, void *ctl, size_t ctl_bytes,
+                  const struct shmd_identity *identity);
+/* A consistent head and tail. SHMD_AGAIN if they would not hold still, -EUCLEAN. */
+int shmd_log_bounds(const struct shmd_log *log, uint64_t *headp, uint64_t *tailp);
+/* Bytes that the record or padding at position takes in the ring, from its own first word: 0 if that cannot be one. */
+uint64_t shmd_stored_bytes(const struct shmd_log *log, uint64_t position, uint64_t tail, uint64_t *lengthp);
+/* Header of the last record before tail, and where it starts. SHMD_EMPTY if tail is 0. Check head afterwards. */
+int shmd_last_record(const struct shmd_log *log, uint64_t head, uint64_t tail, struct shmd_record *recordp,
+                     uint64_t *startp);
+/* Copy out of the ring in relaxed words: safe beside a writer, who is then found out by a look at head. */
+void shmd_copy_out(const struct shmd_log *log, void *to, uint64_t position, uint64_t bytes);
+void shmd_log_stat(const struct shmd_log *log, struct shmd_stat *statp);
+/* Copy the newest record into *bufferp (realloc'ed to *bufferp_bytes). SHMD_EMPTY, SHMD_AGAIN, -EUCLEAN, -ENOMEM. */
+int shmd_newest(const struct shmd_log *log, uint8_t **bufferp, size_t *buffer_bytesp, struct shmd_view *viewp);
+
+/* --- ctl.c: slots and bells ------------------------------------------------------------------------------------------ */
+
+size_t shmd_ctl_bytes(uint32_t slot_count);
+int shmd_ctl_format(void *ctl, size_t ctl_bytes, uint32_t slot_count, const uint8_t topic_id[16]);
+/* The daemon's: give a slot away, take it back. */
+int shmd_slot_grant(const struct shmd_log *log, uint32_t slot, uint32_t incarnation, bool tethered);
+void shmd_slot_release(const struct shmd_log *log, uint32_t slot, uint32_t incarnation);
+/* The slowest tethered cursor that is not below head, or tail if there is none. */
+uint64_t shmd_slowest_cursor(const struct shmd_log *log, uint64_t head, uint64_t tail);
+/* Wake all sleepers of an eventfd that was made with value 1 (write 0: never blocks, never overflows). */
+void shmd_bell_write(int fd);
+/* Ring if anyone went to sleep since the last ring. SYNC: see shmd_bell_check in ctl.c. */
+void shmd_bell_check(shmd_a64 *armed, shmd_a64 *rung, int fd);
+
+/* --- append.c: publishing -------------------------------------------------------------------------------------------- */
+
+struct shmd_bytes {
+    const uint8_t *data;
+    size_t size;
+};
+
+struct shmd_appender {
+    const struct shmd_log *log;
+    uint32_t publisher;
+    int bell_fd;
+    bool scanned;         /* slowest and joins hold what a scan found */
+    uint64_t slowest;     /* no tethered cursor is below this, as long as joins does not change */
+    uint64_t joins;
+    uint64_t wanted;      /* what the last append that found no room waits for the slowest cursor to pass */
+};
+
+void shmd_appender_init(struct shmd_appender *a, const struct shmd_log *log, uint32_t publisher, int bell_fd);
+/* Publish count records: all or nothing, one commit, one bell. *seqp: the last one's. SHMD_FULL, SHMD_BUSY, -EMSGSIZE,
+ * -EUCLEAN. */
+int shmd_append(struct shmd_appender *a, const struct shmd_bytes *payloads, size_t count, uint64_t *seqp);
+/* About to sleep for room: SHMD_OK sleep; SHMD_AGAIN there may be room now. */
+int shmd_appender_arm(struct shmd_appender *a);
+/* Exclusive topics: room for one record of size bytes; *payloadp is where to write it. SHMD_FULL, -EMSGSIZE, -EUCLEAN. */
+int shmd_reserve(struct shmd_appender *a, size_t size, uint8_t **payloadp);
+int shmd_commit_reserved(struct shmd_appender *a, size_t size, uint64_t *seqp);
+
+/* --- reader.c: subscribing ------------------------------------------------------------------------------------------- */
+
+struct shmd_reader {
+    const struct shmd_log *log;
+    struct shmd_slot *slot;
+    uint64_t word;        /* what this reader last stored in its slot; another value there means: no longer its own */
+    uint32_t incarnation;
+    int space_fd;
+    bool tethered;        /* holds publishers back */
+    bool lapped;          /* the next record may be any number of sequence numbers ahead */
+    uint64_t position;    /* of the next record to hand out */
+    uint64_t next_seq;    /* its sequence number; 0: whatever comes */
+    uint64_t skip_below;  /* records before this sequence number are passed over */
+    uint64_t lost_total;
+    uint8_t *copy;        /* private copy of a stretch of the ring */
+    size_t copy_bytes;
+    uint64_t copy_at, copy_end, copy_tail; /* of the stretch: next byte, end, and the tail it was checked against */
+};
+
+enum shmd_seek { SHMD_SEEK_SEQ, SHMD_SEEK_TIME };
+
+/* -ESTALE if the slot's incarnation is another. tethered has an effect on `wait` topics only. */
+int shmd_reader_init(struct shmd_reader *r, const struct shmd_log *log, uint32_t slot, uint32_t incarnation,
+                     bool tethered, int space_fd);
+void shmd_reader_free(struct shmd_reader *r);
+void shmd_seek_start(struct shmd_reader *r);
+int shmd_seek_new(struct shmd_reader *r);
+int shmd_seek_last(struct shmd_reader *r);
+int shmd_seek_all(struct shmd_reader *r);
+/* From *fromp on (0: the start) look for the first record with at least this seq or time. SHMD_AGAIN after `steps`. */
+int shmd_seek_scan(struct shmd_reader *r, enum shmd_seek by, uint64_t value, uint64_t steps, uint64_t *fromp);
+/* Store the cursor in the ctl. SHMD_AGAIN: publishers went past it meanwhile, seek again. -ESTALE. */
+int shmd_join(struct shmd_reader *r);
+/* begin: copy a stretch; next: one record of it after the other, until SHMD_EMPTY; end: store the cursor, ring. */
+int shmd_read_begin(struct shmd_reader *r, size_t bytes_max);
+int shmd_read_next(struct shmd_reader *r, struct shmd_view *viewp);
+void shmd_read_end(struct shmd_reader *r);
+bool shmd_available(const struct shmd_reader *r);
+/* About to sleep: SHMD_OK sleep; SHMD_AGAIN something came meanwhile. */
+int shmd_reader_arm(struct shmd_reader *r);
+void shmd_leave(struct shmd_reader *r);
+
+#endif
