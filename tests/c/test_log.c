@@ -1,0 +1,308 @@
+/* The log, one thread: each law of append, read, seek and recovery, on rings so small that everything wraps. */
+#define _GNU_SOURCE
+#include <errno.h>
+
+#include "check.h"
+
+static uint8_t pattern[8192];
+
+static int put(struct shmd_appender *a, size_t size, uint64_t *seqp) {
+    struct shmd_bytes payload = {pattern, size};
+    return shmd_append(a, &payload, 1, seqp);
+}
+
+/* Every size at every offset of the ring, read back at once. */
+static void every_size_survives_every_offset(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r;
+    struct shmd_view view;
+    topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+    shmd_appender_init(&a, &t.log, 5, -1);
+    reader_open(&r, &t, 0, 1, true);
+    shmd_seek_start(&r);
+    CHECK(shmd_join(&r) == SHMD_OK);
+    uint64_t want = 0, seq;
+    for (size_t size = 0; size <= t.log.payload_max; size += 3) {
+        for (unsigned nudge = 0; nudge < 9; nudge++) {
+            CHECK(put(&a, nudge == 0 ? size : nudge, &seq) == SHMD_OK);
+            CHECK(seq == ++want);
+            CHECK(shmd_read_begin(&r, 65536) == SHMD_OK);
+            CHECK(shmd_read_next(&r, &view) == SHMD_OK);
+            CHECK(view.seq == want && view.lost == 0 && view.publisher == 5);
+            CHECK(view.length == (nudge == 0 ? size : nudge) && memcmp(view.payload, pattern, view.length) == 0);
+            CHECK(shmd_read_next(&r, &view) == SHMD_EMPTY);
+            shmd_read_end(&r);
+            CHECK(r.tethered);
+        }
+    }
+    CHECK(put(&a, t.log.payload_max + 1, &seq) == -EMSGSIZE);
+    CHECK(shmd_read_begin(&r, 65536) == SHMD_EMPTY);
+    shmd_reader_free(&r);
+    topic_close(&t);
+}
+
+static void full_topic_refuses_until_the_slowest_reads(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader fast, slow;
+    struct shmd_view view;
+    uint64_t seq, count = 0;
+    topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+    shmd_appender_init(&a, &t.log, 1, -1);
+    reader_open(&fast, &t, 0, 1, true);
+    reader_open(&slow, &t, 1, 1, true);
+    shmd_seek_start(&fast);
+    shmd_seek_start(&slow);
+    CHECK(shmd_join(&fast) == SHMD_OK && shmd_join(&slow) == SHMD_OK);
+    while (put(&a, 100, &seq) == SHMD_OK)
+        count++;
+    CHECK(count > 20 && put(&a, 100, &seq) == SHMD_FULL);
+    while (shmd_read_begin(&fast, 256) == SHMD_OK) {
+        while (shmd_read_next(&fast, &view) == SHMD_OK) {}
+        shmd_read_end(&fast);
+    }
+    CHECK(fast.next_seq == count + 1 && put(&a, 100, &seq) == SHMD_FULL);
+    CHECK(shmd_appender_arm(&a) == SHMD_OK);
+    CHECK(shmd_read_begin(&slow, 256) == SHMD_OK && shmd_read_next(&slow, &view) == SHMD_OK && view.seq == 1);
+    while (shmd_read_next(&slow, &view) == SHMD_OK) {}
+    shmd_read_end(&slow);
+    CHECK(shmd_appender_arm(&a) == SHMD_AGAIN && put(&a, 100, &seq) == SHMD_OK && seq == count + 1);
+    while (put(&a, 100, &seq) == SHMD_OK) {}
+    shmd_leave(&slow); /* one who leaves holds nobody */
+    CHECK(put(&a, 100, &seq) == SHMD_OK);
+    while (put(&a, 100, &seq) == SHMD_OK) {}
+    shmd_slot_release(&t.log, 0, 1); /* and neither does one whose slot was taken */
+    CHECK(put(&a, 100, &seq) == SHMD_OK);
+    CHECK(shmd_read_begin(&fast, 64) == SHMD_OK);
+    CHECK(shmd_read_next(&fast, &view) == SHMD_OK);
+    shmd_read_end(&fast);
+    CHECK(!fast.tethered && (load_relaxed(&t.log.slots[0].word) & SHMD_WORD_LIVE) == 0);
+    shmd_reader_free(&fast);
+    shmd_reader_free(&slow);
+    topic_close(&t);
+}
+
+static void lapped_reader_counts_exactly_what_it_lost(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r;
+    struct shmd_view view;
+    uint64_t seq = 0, received = 0, lost = 0;
+    topic_open(&t, 4096, 0, 4);
+    shmd_appender_init(&a, &t.log, 1, -1);
+    reader_open(&r, &t, 0, 1, true);
+    shmd_seek_start(&r);
+    CHECK(shmd_join(&r) == SHMD_OK && !r.tethered);
+    for (unsigned round = 0; round < 500; round++) {
+        for (unsigned i = 0; i < round % 97; i++)
+            CHECK(put(&a, (round * 7 + i * 13) % 400, &seq) == SHMD_OK);
+        if (shmd_read_begin(&r, 512) != SHMD_OK)
+            continue;
+        while (shmd_read_next(&r, &view) == SHMD_OK) {
+            received++;
+            lost += view.lost;
+            CHECK(view.seq == received + lost);
+        }
+        shmd_read_end(&r);
+    }
+    while (shmd_read_begin(&r, 512) == SHMD_OK) {
+        while (shmd_read_next(&r, &view) == SHMD_OK) {
+            received++;
+            lost += view.lost;
+        }
+        shmd_read_end(&r);
+    }
+    CHECK(received + lost == seq && lost > 0 && received > 0);
+    CHECK(r.lost_total == lost && load_relaxed(&t.log.slots[0].lost) == lost);
+    shmd_reader_free(&r);
+    topic_close(&t);
+}
+
+static void batch_is_all_or_nothing(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r;
+    struct shmd_view view;
+    struct shmd_bytes payloads[5];
+    uint64_t seq;
+    topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+    shmd_appender_init(&a, &t.log, 1, -1);
+    reader_open(&r, &t, 0, 1, true);
+    shmd_seek_start(&r);
+    CHECK(shmd_join(&r) == SHMD_OK);
+    for (unsigned i = 0; i < 5; i++)
+        payloads[i] = (struct shmd_bytes){pattern + i, 100 + i};
+    for (unsigned round = 0; round < 200; round++) {
+        CHECK(shmd_append(&a, payloads, 5, &seq) == SHMD_OK && seq == (round + 1) * 5);
+        for (unsigned i = 0; i < 5;) {
+            CHECK(shmd_read_begin(&r, 300) == SHMD_OK);
+            while (shmd_read_next(&r, &view) == SHMD_OK) {
+                CHECK(view.length == 100 + i && memcmp(view.payload, pattern + i, view.length) == 0);
+                i++;
+            }
+            shmd_read_end(&r);
+        }
+    }
+    for (unsigned i = 0; i < 5; i++)
+        payloads[i].size = 400; /* each fits, together they are over a quarter */
+    CHECK(shmd_append(&a, payloads, 5, &seq) == -EMSGSIZE);
+    uint64_t tail = load_relaxed(&t.log.header->tail);
+    for (unsigned i = 0; i < 5; i++)
+        payloads[i].size = 120;
+    while (shmd_append(&a, payloads, 5, &seq) == SHMD_OK)
+        tail = load_relaxed(&t.log.header->tail);
+    CHECK(load_relaxed(&t.log.header->tail) == tail);
+    shmd_reader_free(&r);
+    topic_close(&t);
+}
+
+static void seeks_find_their_record(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r;
+    struct shmd_view view;
+    uint64_t seq, from = 0;
+    topic_open(&t, 4096, 0, 4);
+    shmd_appender_init(&a, &t.log, 1, -1);
+    reader_open(&r, &t, 0, 1, false);
+    CHECK(shmd_seek_new(&r) == SHMD_OK && r.next_seq == 1);
+    CHECK(shmd_seek_last(&r) == SHMD_OK && r.position == 0);
+    for (unsigned i = 0; i < 200; i++)
+        CHECK(put(&a, 90, &seq) == SHMD_OK);
+    CHECK(shmd_seek_new(&r) == SHMD_OK && r.next_seq == 201 && shmd_read_begin(&r, 4096) == SHMD_EMPTY);
+    CHECK(shmd_seek_last(&r) == SHMD_OK && shmd_read_begin(&r, 4096) == SHMD_OK);
+    CHECK(shmd_read_next(&r, &view) == SHMD_OK && view.seq == 200 && view.lost == 0);
+    CHECK(shmd_seek_all(&r) == SHMD_OK && shmd_read_begin(&r, 4096) == SHMD_OK);
+    CHECK(shmd_read_next(&r, &view) == SHMD_OK && view.lost == 0 && view.seq > 150);
+    uint64_t oldest = view.seq, oldest_time = view.time_ns;
+    int result;
+    while ((result = shmd_seek_scan(&r, SHMD_SEEK_SEQ, 190, 3, &from)) == SHMD_AGAIN) {}
+    CHECK(result == SHMD_OK && shmd_read_begin(&r, 200) == SHMD_OK && shmd_read_next(&r, &view) == SHMD_OK);
+    CHECK(view.seq == 190 && view.lost == 0);
+    from = 0;
+    CHECK(shmd_seek_scan(&r, SHMD_SEEK_SEQ, 5, 1000, &from) == SHMD_OK);
+    CHECK(shmd_read_begin(&r, 200) == SHMD_OK && shmd_read_next(&r, &view) == SHMD_OK);
+    CHECK(view.seq == oldest && view.lost == oldest - 5);
+    from = 0;
+    CHECK(shmd_seek_scan(&r, SHMD_SEEK_SEQ, 203, 1000, &from) == SHMD_OK && shmd_read_begin(&r, 200) == SHMD_EMPTY);
+    for (unsigned i = 0; i < 4; i++)
+        CHECK(put(&a, 9, &seq) == SHMD_OK);
+    CHECK(shmd_read_begin(&r, 4096) == SHMD_OK && shmd_read_next(&r, &view) == SHMD_OK && view.seq == 203 && view.lost == 0);
+    from = 0;
+    CHECK(shmd_seek_scan(&r, SHMD_SEEK_TIME, oldest_time, 1000, &from) == SHMD_OK);
+    CHECK(shmd_seek_scan(&r, SHMD_SEEK_TIME, UINT64_MAX, 1000, &from) == SHMD_OK);
+    CHECK(shmd_read_begin(&r, 200) == SHMD_EMPTY);
+    shmd_reader_free(&r);
+    topic_close(&t);
+}
+
+static void newest_is_the_last_committed(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_view view;
+    uint8_t *buffer = NULL;
+    size_t buffer_bytes = 0;
+    uint64_t seq;
+    topic_open(&t, 4096, 0, 4);
+    shmd_appender_init(&a, &t.log, 3, -1);
+    CHECK(shmd_newest(&t.log, &buffer, &buffer_bytes, &view) == SHMD_EMPTY);
+    for (unsigned i = 0; i < 300; i++) {
+        CHECK(put(&a, i * 3, &seq) == SHMD_OK);
+        CHECK(shmd_newest(&t.log, &buffer, &buffer_bytes, &view) == SHMD_OK);
+        CHECK(view.seq == seq && view.length == i * 3 && memcmp(view.payload, pattern, view.length) == 0);
+    }
+    free(buffer);
+    topic_close(&t);
+}
+
+static void stale_holder_cannot_touch_a_reassigned_slot(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader old, new;
+    struct shmd_view view;
+    uint64_t seq;
+    topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+    shmd_appender_init(&a, &t.log, 3, -1);
+    reader_open(&old, &t, 0, 1, true);
+    shmd_seek_start(&old);
+    CHECK(shmd_join(&old) == SHMD_OK);
+    shmd_slot_release(&t.log, 0, 1);
+    reader_open(&new, &t, 0, 2, true);
+    shmd_seek_start(&new);
+    CHECK(shmd_join(&new) == SHMD_OK);
+    CHECK(put(&a, 10, &seq) == SHMD_OK);
+    uint64_t word = load_relaxed(&t.log.slots[0].word);
+    CHECK(shmd_read_begin(&old, 100) == SHMD_OK && shmd_read_next(&old, &view) == SHMD_OK);
+    shmd_read_end(&old);
+    CHECK(load_relaxed(&t.log.slots[0].word) == word && !old.tethered);
+    shmd_leave(&old);
+    CHECK(load_relaxed(&t.log.slots[0].word) == word);
+    struct shmd_reader late;
+    CHECK(shmd_reader_init(&late, &t.log, 0, 1, true, -1) == -ESTALE);
+    shmd_reader_free(&old);
+    shmd_reader_free(&new);
+    topic_close(&t);
+}
+
+static void reservation_becomes_a_record(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r;
+    struct shmd_view view;
+    uint8_t *payload;
+    uint64_t seq;
+    topic_open(&t, 4096, SHMD_FLAG_EXCLUSIVE | SHMD_FLAG_WAIT, 4);
+    shmd_appender_init(&a, &t.log, 3, -1);
+    reader_open(&r, &t, 0, 1, true);
+    shmd_seek_start(&r);
+    CHECK(shmd_join(&r) == SHMD_OK);
+    for (size_t size = 0; size < 900; size += 7) {
+        CHECK(shmd_reserve(&a, size, &payload) == SHMD_OK);
+        memcpy(payload, pattern, size);
+        CHECK(shmd_read_begin(&r, 4096) == SHMD_EMPTY);
+        CHECK(shmd_commit_reserved(&a, size, &seq) == SHMD_OK);
+        CHECK(shmd_read_begin(&r, 4096) == SHMD_OK && shmd_read_next(&r, &view) == SHMD_OK);
+        CHECK(view.seq == seq && view.length == size && memcmp(view.payload, pattern, size) == 0);
+        shmd_read_end(&r);
+    }
+    topic_close(&t);
+    shmd_reader_free(&r);
+}
+
+static void another_identity_is_refused(void) {
+    struct topic t;
+    struct shmd_log log;
+    topic_open(&t, 4096, 0, 4);
+    struct shmd_identity other = t.identity;
+    other.topic_id[3] ^= 1;
+    CHECK(shmd_log_open(&log, t.log_memory, t.log_bytes, t.ctl_memory, t.ctl_bytes, &other) == -EUCLEAN);
+    other = t.identity;
+    other.capacity = 8192;
+    CHECK(shmd_log_open(&log, t.log_memory, t.log_bytes, t.ctl_memory, t.ctl_bytes, &other) == -EUCLEAN);
+    other = t.identity;
+    other.flags = SHMD_FLAG_WAIT;
+    CHECK(shmd_log_open(&log, t.log_memory, t.log_bytes, NULL, 0, &other) == -EUCLEAN);
+    CHECK(shmd_log_open(&log, t.log_memory, t.log_bytes - 1, NULL, 0, &t.identity) == -EUCLEAN);
+    CHECK(shmd_log_open(&log, t.log_memory, t.log_bytes, t.ctl_memory, t.ctl_bytes - 1, &t.identity) == -EUCLEAN);
+    CHECK(shmd_log_open(&log, t.log_memory, t.log_bytes, NULL, 0, &t.identity) == 0);
+    store_relaxed(&t.log.header->magic, 0);
+    CHECK(shmd_log_open(&log, t.log_memory, t.log_bytes, NULL, 0, &t.identity) == -EUCLEAN);
+    topic_close(&t);
+}
+
+int main(void) {
+    for (size_t i = 0; i < sizeof pattern; i++)
+        pattern[i] = (uint8_t)(i * 31 + i / 251);
+    every_size_survives_every_offset();
+    full_topic_refuses_until_the_slowest_reads();
+    lapped_reader_counts_exactly_what_it_lost();
+    batch_is_all_or_nothing();
+    seeks_find_their_record();
+    newest_is_the_last_committed();
+    stale_holder_cannot_touch_a_reassigned_slot();
+    reservation_becomes_a_record();
+    another_identity_is_refused();
+    puts("test_log: ok");
+    return 0;
+}

@@ -1,0 +1,279 @@
+"""The binding: buffers, lifetimes, the iterator protocol, and that nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+
+import pytest
+
+from shmd import _core, limits, segment
+from shmd.errors import ClosedError, ConcurrentUse, CorruptTopic, InvalidOption, RecordTooLarge
+from tests.local_topic import PlainFeed, drain, local_topic
+
+
+class TestMapping:
+    def test_mapping_refuses_to_end_under_a_view(self) -> None:
+        with local_topic() as topic, segment.attach(topic.log_segment.id, readonly=True) as reader:
+            view = memoryview(reader.mapping)
+            assert reader.mapping.exports == 1
+            with pytest.raises(BufferError, match="1 views"):
+                reader.mapping.invalidate()
+            view.release()
+            reader.mapping.invalidate()
+            with pytest.raises(ClosedError):
+                memoryview(reader.mapping)
+
+    def test_readonly_mapping_refuses_writes(self) -> None:
+        with local_topic() as topic, segment.attach(topic.log_segment.id, readonly=True) as reader:
+            with memoryview(reader.mapping) as view, pytest.raises(TypeError, match="read-only"):
+                view[0] = 1
+            with open("/proc/self/maps") as maps:  # the kernel's word for it
+                lines = [line for line in maps if line.startswith(f"{reader.mapping.address:x}-")]
+            assert len(lines) == 1
+            assert lines[0].split()[1] == "r--s"
+
+    def test_publishing_needs_a_writable_log(self) -> None:
+        with local_topic() as topic, segment.attach(topic.log_segment.id, readonly=True) as reader:
+            log = topic.open_log(reader, topic.ctl_segment)
+            with pytest.raises(ValueError, match="writable"):
+                _core.Appender(log, publisher=1, bell_fd=topic.bell, yield_records=1, yield_s=1.0)
+            log.close()
+
+
+class TestLog:
+    def test_log_refuses_segments_of_another_topic(self) -> None:
+        with local_topic() as one, local_topic() as other, pytest.raises(CorruptTopic, match="'local'"):
+            one.open_log(one.log_segment, other.ctl_segment)
+
+    def test_log_stays_while_a_cursor_lives(self) -> None:
+        with local_topic() as topic:
+            cursor = topic.cursor()
+            with pytest.raises(BufferError):
+                topic.log.close()
+            cursor.close()
+            topic.log.close()
+            with pytest.raises(ClosedError):
+                topic.log.stat()
+
+    def test_layout_is_exported_as_compiled(self) -> None:
+        layout = _core.layout()
+        assert set(layout) == {"log", "record", "ctl", "slot"}
+        assert layout["log"]["tail"] == (0x200, 8)
+
+
+class TestAppender:
+    def test_appender_names_the_limit_of_a_record_that_is_too_large(self) -> None:
+        with local_topic() as topic:
+            appender = topic.appender()
+            limit = topic.log.record_size_max
+            assert limit == 4096 // limits.RECORD_SIZE_DIVISOR - _core.RECORD_OVERHEAD_BYTES
+            assert appender.append(bytes(limit)) == 1
+            with pytest.raises(RecordTooLarge, match=f"{limit + 1} bytes .*'local'.* {limit} bytes"):
+                appender.append(bytes(limit + 1))
+            with pytest.raises(RecordTooLarge):
+                appender.append_many([bytes(400)] * 3)
+            assert topic.log.stat()["last_seq"] == 1
+
+    def test_appender_takes_any_contiguous_buffer(self) -> None:
+        with local_topic() as topic:
+            appender, cursor = topic.appender(), topic.cursor()
+            assert cursor.seek_new()
+            assert cursor.join()
+            for payload in (b"bytes", bytearray(b"array"), memoryview(b"a view")[2:]):
+                appender.append(payload)
+            appender.append_many((b"one", bytearray(b"two")))
+            assert [r.raw for r in drain(cursor)] == [b"bytes", b"array", b"view", b"one", b"two"]
+            with pytest.raises(TypeError):
+                appender.append("text")  # type: ignore[arg-type]
+            with pytest.raises(BufferError):
+                appender.append(memoryview(bytes(8))[::2])
+            with pytest.raises(ValueError, match="nothing"):
+                appender.append_many([])
+
+    def test_reservation_is_committed_whole_or_not_at_all(self) -> None:
+        with local_topic(exclusive=True) as topic:
+            appender, cursor = topic.appender(), topic.cursor()
+            assert cursor.seek_new()
+            assert cursor.join()
+            reservation = appender.reserve(5)
+            assert not isinstance(reservation, int)
+            view = memoryview(reservation)
+            with pytest.raises(ConcurrentUse):
+                appender.append(b"in between")
+            with pytest.raises(BufferError, match="views"):
+                reservation.commit()
+            view[:] = b"hello"
+            view.release()
+            assert reservation.commit() == 1
+            with pytest.raises(ClosedError):
+                reservation.commit()
+            abandoned = appender.reserve(5)
+            assert not isinstance(abandoned, int)
+            abandoned.abandon()
+            assert appender.append(b"next") == 2
+            assert [r.raw for r in drain(cursor)] == [b"hello", b"next"]
+
+    def test_reservation_needs_an_exclusive_topic(self) -> None:
+        with local_topic() as topic, pytest.raises(InvalidOption, match="exclusive"):
+            topic.appender().reserve(5)
+
+
+class TestFeed:
+    def filled(self, topic: object, count: int, **turn: float) -> PlainFeed:
+        appender, cursor = topic.appender(), topic.cursor()  # type: ignore[attr-defined]
+        cursor.seek_new()
+        cursor.join()
+        for n in range(count):
+            appender.append(b"%d" % n)
+        feed = PlainFeed(**turn)  # type: ignore[arg-type]
+        while cursor.read(feed, 65536):
+            pass
+        return feed
+
+    def test_iteration_hands_out_ready_records_in_order(self) -> None:
+        async def main() -> list[bytes]:
+            return [record.raw async for record in feed]
+
+        with local_topic(65536) as topic:
+            feed = self.filled(topic, 300)
+            assert asyncio.run(main()) == [b"%d" % n for n in range(300)]
+
+    def test_step_that_was_never_awaited_consumes_nothing(self) -> None:
+        with local_topic() as topic:
+            feed = self.filled(topic, 3)
+            step = feed.__anext__()
+            assert feed.ready == 2
+            del step
+            assert feed.ready == 3
+            assert [r.raw for r in feed.take(9)] == [b"0", b"1", b"2"]
+
+    def test_step_awaited_twice_raises(self) -> None:
+        async def main() -> None:
+            step = feed.__anext__()
+            assert (await step).raw == b"0"
+            with pytest.raises(RuntimeError, match="already"):
+                await step
+
+        with local_topic() as topic:
+            feed = self.filled(topic, 2)
+            asyncio.run(main())
+
+    def test_step_is_an_ordinary_iterator_too(self) -> None:
+        with local_topic() as topic:
+            feed = self.filled(topic, 1)
+            with pytest.raises(StopIteration) as stop:
+                next(iter(feed.__anext__().__await__()))
+            assert stop.value.value.raw == b"0"
+
+    def test_feed_is_due_after_its_records_or_its_time(self) -> None:
+        with local_topic() as topic:
+            feed = self.filled(topic, 5, yield_records=3)
+            feed.take(2)
+            assert not feed.due
+            feed.pop()
+            assert feed.due
+            feed.turned()
+            assert not feed.due
+            assert self.filled(topic, 1, yield_s=0.0).due
+
+    def test_lost_counts_what_was_handed_out(self) -> None:
+        with local_topic() as topic:
+            appender, cursor = topic.appender(), topic.cursor()
+            cursor.seek_start()
+            cursor.join()
+            for _ in range(200):
+                appender.append(bytes(100))
+            feed = PlainFeed()
+            cursor.read(feed, 65536)
+            assert feed.lost == 0
+            first = feed.pop()
+            assert first is not None
+            assert feed.lost == first.lost == first.seq - 1 > 0
+
+
+class TestRecord:
+    def test_value_is_decoded_once_and_on_demand(self) -> None:
+        calls: list[bytes] = []
+
+        def decode(raw: bytes) -> list[bytes]:
+            calls.append(raw)
+            return [raw]
+
+        with local_topic() as topic:
+            cursor = topic.cursor(decode=decode)
+            cursor.seek_start()
+            cursor.join()
+            topic.appender(9).append(b"x")
+            (record,) = drain(cursor)
+            assert calls == []
+            assert record.value is record.value
+            assert calls == [b"x"]
+            assert (record.seq, record.publisher, record.topic, record.lost) == (1, 9, "local", 0)
+            assert record.time == pytest.approx(record.time_ns / 1e9)
+            assert "seq=1" in repr(record)
+
+    def test_value_raises_what_the_decoder_raises_every_time(self) -> None:
+        with local_topic() as topic:
+            topic.appender().append(b"x")
+            record = topic.log.newest(int)
+            assert record is not None
+            for _ in range(2):
+                with pytest.raises(ValueError, match="invalid literal"):
+                    _ = record.value
+
+    def test_record_in_a_cycle_is_collected(self) -> None:
+        with local_topic() as topic:
+            topic.appender().append(b"x")
+            record = topic.log.newest(lambda raw: [raw])
+            assert record is not None
+            record.value.append(record)  # type: ignore[arg-type]
+            del record
+            assert gc.collect() > 0
+
+
+def test_core_gives_back_what_it_takes() -> None:
+    """References of every call: a thousand rounds leave the interpreter where it was."""
+    with local_topic(exclusive=True, wait=True) as topic:
+        appender = topic.appender()
+
+        async def iterate(feed: PlainFeed) -> None:
+            async for record in feed:
+                _ = record.value, record.raw, record.time
+
+        def one_round() -> None:
+            topic.log.slot_grant(0, 1, tethered=False)
+            cursor = _core.Cursor(topic.log, slot=0, incarnation=1, tethered=True, space_fd=-1, decode=decode)
+            cursor.seek_all()
+            cursor.join()
+            appender.append(b"x" * 50)
+            appender.append_many([b"y", b"z" * 70])
+            reservation = appender.reserve(5)
+            if not isinstance(reservation, int):
+                reservation.commit()
+            with pytest.raises(RecordTooLarge):
+                appender.append(bytes(5000))
+            feed = PlainFeed()
+            cursor.read(feed, 65536)
+            feed.take(1)
+            loop.run_until_complete(iterate(feed))
+            topic.log.stat()
+            topic.log.newest(bytes)
+            cursor.close()
+
+        def decode(raw: bytes) -> list[bytes]:
+            return [raw]
+
+        loop = asyncio.new_event_loop()
+        try:
+            for _ in range(200):
+                one_round()
+            gc.collect()
+            before = sys.getallocatedblocks()
+            for _ in range(1000):
+                one_round()
+            gc.collect()
+            assert sys.getallocatedblocks() - before < 100
+        finally:
+            loop.close()
