@@ -21,7 +21,9 @@ void shmd_failpoint_pass(enum shmd_failpoint point) {
         points[point].skip--;
         return;
     }
-    raise(points[point].action == SHMD_FP_KILL ? SIGKILL : SIGSTOP);
+    int signal = points[point].action == SHMD_FP_KILL ? SIGKILL : SIGSTOP;
+    points[point].action = SHMD_FP_OFF; /* once: who is continued goes on */
+    raise(signal);
 }
 
 #else

@@ -59,13 +59,13 @@ def _check_tokens(name: str, *, wildcards: bool) -> None:
     what = "subscribe to" if wildcards else "name a topic"
     if not 0 < len(name) <= limits.TOPIC_NAME_BYTES_MAX:
         raise InvalidName(f"a name of {len(name)} characters cannot {what}", f"use 1 to {limits.TOPIC_NAME_BYTES_MAX}")
-    tokens = name.split(".")
-    for position, token in enumerate(tokens):
-        if _TOKEN.fullmatch(token):
+    parts = name.split(".")
+    for position, part in enumerate(parts):
+        if _TOKEN.fullmatch(part):
             continue
-        if wildcards and (token == "*" or (token == ">" and position == len(tokens) - 1)):
+        if wildcards and (part == "*" or (part == ">" and position == len(parts) - 1)):
             continue
         hint = f"use {_ALLOWED}"
-        if token in ("*", ">"):
+        if part in ("*", ">"):
             hint = "'>' may only be the last token" if wildcards else "wildcards are for subscriptions only"
-        raise InvalidName(f"{name!r} cannot {what}: token {token!r}", hint)
+        raise InvalidName(f"{name!r} cannot {what}: token {part!r}", hint)

@@ -15,7 +15,7 @@ SLOTS = 8
 
 
 class LocalTopic:
-    """``log`` is the checked view; ``appender()`` and ``cursor()`` open its ends; everything is closed with the topic."""
+    """``log`` is the checked view; ``appender()`` and ``cursor()`` open its ends; all are closed with the topic."""
 
     def __init__(self, capacity: int, flags: int, stack: contextlib.ExitStack) -> None:
         self.capacity, self.flags, self.topic_id = capacity, flags, os.urandom(16)
@@ -60,12 +60,12 @@ class LocalTopic:
         self._stack.callback(made.close)
         return made
 
-    def cursor(self, slot: int = 0, *, tethered: bool = True, decode: Any = bytes, log: _core.Log | None = None) -> _core.Cursor:
+    def cursor(self, slot: int = 0, *, tethered: bool = True, decode: Any = bytes) -> _core.Cursor:
         """Granted anew; not yet joined."""
         self._incarnation += 1
         self.log.slot_grant(slot, self._incarnation, tethered=False)
         made = _core.Cursor(
-            log or self.log,
+            self.log,
             slot=slot,
             incarnation=self._incarnation,
             tethered=tethered,

@@ -1,0 +1,135 @@
+"""Death at every failpoint of the core: real processes, real SIGKILL; the others go on by themselves.
+
+The failpoints are asked of the test build, so that a new one is covered by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shmd import _core
+from tests import failpoint_core
+from tests.crash_child import PUBLISHER, SLOT, is_whole, payload
+from tests.local_topic import LocalTopic, drain, local_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ONLY_WAIT = {"join_announced", "space_armed"}
+"""Passed on `wait` topics only."""
+
+
+def failpoints() -> list[str]:
+    core = failpoint_core.build()
+    names = subprocess.run(
+        [sys.executable, "-m", "tests.failpoint_core"],
+        cwd=failpoint_core.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert names, f"{core} has no failpoints"
+    return names
+
+
+@pytest.fixture(scope="module")
+def all_failpoints() -> list[str]:
+    return failpoints()
+
+
+def run_child(topic: LocalTopic, failpoint: str, action: str, skip: int) -> subprocess.Popen[bytes]:
+    numbers = (topic.capacity, topic.flags, topic.bell)
+    ids = (topic.log_segment.id, topic.ctl_segment.id)
+    command = [sys.executable, "-m", "tests.crash_child", failpoint, action, skip, *ids, topic.topic_id.hex(), *numbers]
+    return subprocess.Popen([str(part) for part in command], cwd=failpoint_core.ROOT, pass_fds=[topic.bell])
+
+
+def bury(topic: LocalTopic) -> None:
+    """What the daemon does for one who died: take its slot back, whichever incarnation."""
+    incarnation, *_ = topic.log.slot_stat(SLOT)
+    topic.log.slot_release(SLOT, incarnation)
+
+
+@pytest.mark.parametrize("wait", [True, False], ids=["wait", "discard-old"])
+@pytest.mark.parametrize("skip", [0, 3, 50])
+def test_survivors_go_on_after_a_death_at_every_failpoint(all_failpoints: list[str], wait: bool, skip: int) -> None:
+    for failpoint in all_failpoints:
+        with local_topic(8192, wait=wait) as topic:
+            cursor = topic.cursor(0, tethered=False)
+            cursor.seek_start()
+            assert cursor.join()
+            child = run_child(topic, failpoint, "kill", skip)
+            status = child.wait()
+            if status == 0 and not wait and failpoint in ONLY_WAIT:
+                continue
+            assert status == -signal.SIGKILL, f"{failpoint}: the child ended with {status} instead of dying there"
+            bury(topic)
+            check_survivors(topic, cursor, failpoint)
+
+
+def check_survivors(topic: LocalTopic, cursor: _core.Cursor, failpoint: str) -> None:
+    records = drain(cursor)
+    appender = topic.appender(publisher=1)
+    for number in range(200):
+        assert appender.append(payload(number)) > 0, failpoint
+        records += drain(cursor)
+    appender.close()
+    expected = 0
+    for record in records:
+        expected += record.lost + 1
+        assert record.seq == expected, failpoint
+        assert is_whole(record.raw), failpoint
+        assert record.publisher in (1, PUBLISHER), failpoint
+    assert sum(record.publisher == 1 for record in records) == 200, failpoint
+    assert topic.log.stat()["last_seq"] == expected
+
+
+def test_publisher_takes_over_the_lock_of_one_killed_while_holding_it() -> None:
+    with local_topic() as topic:
+        child = run_child(topic, "append_half_copied", "kill", 5)
+        assert child.wait() == -signal.SIGKILL
+        appender = topic.appender()
+        before = topic.log.stat()["last_seq"]
+        assert appender.append(b"next") == before + 1
+        stat = topic.log.stat()
+        assert (stat["takeovers"], stat["lock_owner_tid"]) == (1, 0)
+
+
+@pytest.fixture
+def stopped_in_the_lock() -> Iterator[tuple[LocalTopic, subprocess.Popen[bytes]]]:
+    with local_topic() as topic:
+        child = run_child(topic, "append_locked", "stop", 5)
+        try:
+            _, status = os.waitpid(child.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            yield topic, child
+        finally:
+            child.send_signal(signal.SIGCONT)
+            child.kill()
+            child.wait()
+
+
+def test_publisher_never_takes_the_lock_of_one_who_is_only_stopped(
+    stopped_in_the_lock: tuple[LocalTopic, subprocess.Popen[bytes]],
+) -> None:
+    topic, child = stopped_in_the_lock
+    appender = topic.appender()
+    for _ in range(1000):
+        assert appender.append(b"x") == _core.BUSY
+    assert topic.log.stat()["lock_owner_tid"] == child.pid
+    child.send_signal(signal.SIGCONT)
+    assert child.wait() == 0
+    assert appender.append(b"x") > 0
+    assert topic.log.stat()["takeovers"] == 0
+
+
+def test_production_build_has_no_failpoints() -> None:
+    assert _core.failpoints() == ()
+    with pytest.raises(ValueError, match="append_locked"):
+        _core.failpoint_set("append_locked", "kill")
