@@ -13,6 +13,7 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <structmember.h>
@@ -30,7 +31,12 @@
 
 static PyTypeObject *Mapping_Type, *Log_Type, *Record_Type, *Feed_Type, *Step_Type, *Cursor_Type, *Appender_Type,
     *Reservation_Type;
-static PyObject *CorruptTopic, *RecordTooLarge, *ClosedError, *ConcurrentUse, *InvalidOption;
+static PyObject *CorruptTopic, *RecordTooLarge, *ClosedError, *ConcurrentUse, *InvalidOption, *ForkedError;
+
+/* Bumped in every forked child: what was made before the fork is the parent's. */
+static unsigned fork_generation;
+
+static void count_fork(void) { fork_generation++; }
 
 /* --- helpers --------------------------------------------------------------------------------------------------------- */
 
@@ -204,6 +210,7 @@ typedef struct {
     Py_buffer log_view, ctl_view;
     PyObject *name;
     Py_ssize_t users;
+    unsigned generation; /* of this process when it was opened */
     char open, writable;
 } Log;
 
@@ -233,10 +240,21 @@ static PyObject *raise_result(int result, Log *log, size_t size) {
     return NULL;
 }
 
+static int log_inherited(const Log *log) { return log->generation != fork_generation; }
+
+static int raise_inherited(void) {
+    PyErr_SetString(ForkedError, "this client was made before the fork: it is the parent's; connect anew in the child");
+    return -1;
+}
+
 static Log *log_check(PyObject *op) {
     Log *log = (Log *)op;
-    if (log->open)
+    if (log->open && !log_inherited(log))
         return log;
+    if (log->open) {
+        raise_inherited();
+        return NULL;
+    }
     PyErr_SetString(ClosedError, "the topic is closed");
     return NULL;
 }
@@ -285,6 +303,7 @@ static int Log_init(PyObject *op, PyObject *args, PyObject *kwargs) {
     }
     self->name = Py_NewRef(name);
     self->writable = (char)!self->log_view.readonly;
+    self->generation = fork_generation;
     self->open = 1;
     return 0;
 }
@@ -364,6 +383,37 @@ static PyObject *Log_slot_release(PyObject *op, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *Log_slot_untether(PyObject *op, PyObject *args) {
+    Log *self = log_check(op);
+    unsigned int slot, incarnation;
+    if (self == NULL || !PyArg_ParseTuple(args, "II:slot_untether", &slot, &incarnation))
+        return NULL;
+    return PyBool_FromLong(shmd_slot_untether(&self->log, slot, incarnation));
+}
+
+static PyObject *Log_slowest(PyObject *op, PyObject *unused) {
+    Log *self = log_check(op);
+    uint32_t slot, incarnation;
+    (void)unused;
+    if (self == NULL)
+        return NULL;
+    if (shmd_slowest_slot(&self->log, &slot, &incarnation) != SHMD_OK)
+        Py_RETURN_NONE;
+    return Py_BuildValue("II", slot, incarnation);
+}
+
+static PyObject *Log_declare_owner_dead(PyObject *op, PyObject *arg) {
+    Log *self = log_check(op);
+    unsigned long tid = PyLong_AsUnsignedLong(arg);
+    if (self == NULL || PyErr_Occurred())
+        return NULL;
+    if (!self->writable) {
+        PyErr_SetString(PyExc_ValueError, "freeing a lock needs a writable log");
+        return NULL;
+    }
+    return PyBool_FromLong(tid <= UINT32_MAX && shmd_lock_declare_dead(&self->log.header->lock, (uint32_t)tid));
+}
+
 static PyObject *Log_slot_stat(PyObject *op, PyObject *arg) {
     Log *self = log_check(op);
     unsigned long slot = PyLong_AsUnsignedLong(arg);
@@ -429,6 +479,9 @@ static PyMethodDef Log_methods[] = {
     {"newest", Log_newest, METH_O, "The newest record, or None."},
     {"slot_grant", (PyCFunction)(void (*)(void))Log_slot_grant, METH_VARARGS | METH_KEYWORDS, "Daemon: give a slot away."},
     {"slot_release", Log_slot_release, METH_VARARGS, "Daemon: take a slot back."},
+    {"slot_untether", Log_slot_untether, METH_VARARGS, "Take the tether away, if this incarnation has one."},
+    {"slowest", Log_slowest, METH_NOARGS, "(slot, incarnation) of the slowest tethered cursor, or None."},
+    {"declare_owner_dead", Log_declare_owner_dead, METH_O, "Mark the lock as its owner's death would, if TID holds it."},
     {"slot_stat", Log_slot_stat, METH_O, "(incarnation, live, tethered, lag_bytes, lost)."},
     {"ring", Log_ring, METH_O, "Ring a bell unconditionally."},
     {"close", Log_close, METH_NOARGS, "Give the mappings back."},
@@ -852,7 +905,8 @@ static int Cursor_clear(PyObject *op) {
 static void cursor_release(Cursor *self) {
     if (self->log == NULL)
         return;
-    shmd_leave(&self->reader);
+    if (!log_inherited(self->log)) /* the slot is the parent's */
+        shmd_leave(&self->reader);
     shmd_reader_free(&self->reader);
     log_unuse(&self->log);
 }
@@ -866,8 +920,12 @@ static void Cursor_dealloc(PyObject *op) {
 
 static Cursor *cursor_check(PyObject *op) {
     Cursor *self = (Cursor *)op;
-    if (self->log != NULL && self->decode != NULL)
+    if (self->log != NULL && self->decode != NULL && !log_inherited(self->log))
         return self;
+    if (self->log != NULL && log_inherited(self->log)) {
+        raise_inherited();
+        return NULL;
+    }
     PyErr_SetString(ClosedError, "the cursor is closed");
     return NULL;
 }
@@ -1016,7 +1074,26 @@ static PyMethodDef Cursor_methods[] = {
     {"close", Cursor_close, METH_NOARGS, "Leave, and give the log back."},
     {NULL, NULL, 0, NULL},
 };
+static int bell_from(PyObject *value, int *fdp) {
+    long fd = value == NULL ? -1 : PyLong_AsLong(value);
+    if (PyErr_Occurred())
+        return -1;
+    *fdp = (int)fd;
+    return 0;
+}
+
+static PyObject *Cursor_space_fd(PyObject *op, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(((Cursor *)op)->reader.space_fd);
+}
+
+static int Cursor_set_space_fd(PyObject *op, PyObject *value, void *unused) {
+    (void)unused;
+    return bell_from(value, &((Cursor *)op)->reader.space_fd);
+}
+
 static PyGetSetDef Cursor_getset[] = {
+    {"space_fd", Cursor_space_fd, Cursor_set_space_fd, NULL, NULL},
     {"available", Cursor_available, NULL, NULL, NULL}, {"tethered", Cursor_tethered, NULL, NULL, NULL},
     {"position", Cursor_position, NULL, NULL, NULL},   {"next_seq", Cursor_next_seq, NULL, NULL, NULL},
     {"lag_bytes", Cursor_lag_bytes, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL},
@@ -1069,9 +1146,11 @@ static void Appender_dealloc(PyObject *op) {
 
 static Appender *appender_check(PyObject *op) {
     Appender *self = (Appender *)op;
-    if (self->log != NULL && !self->reserved)
+    if (self->log != NULL && !self->reserved && !log_inherited(self->log))
         return self;
-    if (self->log == NULL)
+    if (self->log != NULL && log_inherited(self->log))
+        raise_inherited();
+    else if (self->log == NULL)
         PyErr_SetString(ClosedError, "the publisher is closed");
     else
         PyErr_SetString(ConcurrentUse, "a reserve() of this publisher is open");
@@ -1245,6 +1324,10 @@ static PyObject *Reservation_commit(PyObject *op, PyObject *unused) {
         PyErr_SetString(ClosedError, "the reservation is over");
         return NULL;
     }
+    if (log_inherited(self->appender->log)) {
+        raise_inherited();
+        return NULL;
+    }
     if (self->exports > 0)
         return PyErr_Format(PyExc_BufferError, "%zd views of the reservation are alive: release them before the block ends",
                             self->exports);
@@ -1284,7 +1367,21 @@ static PyMethodDef Appender_methods[] = {
     {"close", Appender_close, METH_NOARGS, "Give the log back."},
     {NULL, NULL, 0, NULL},
 };
-static PyGetSetDef Appender_getset[] = {{"due", Appender_due, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
+static PyObject *Appender_bell_fd(PyObject *op, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(((Appender *)op)->appender.bell_fd);
+}
+
+static int Appender_set_bell_fd(PyObject *op, PyObject *value, void *unused) {
+    (void)unused;
+    return bell_from(value, &((Appender *)op)->appender.bell_fd);
+}
+
+static PyGetSetDef Appender_getset[] = {
+    {"due", Appender_due, NULL, NULL, NULL},
+    {"bell_fd", Appender_bell_fd, Appender_set_bell_fd, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
 static PyType_Slot Appender_slots[] = {
     {Py_tp_doc, "A publisher's end of one log."},
     {Py_tp_new, self_new}, {Py_tp_init, Appender_init}, {Py_tp_dealloc, Appender_dealloc},
@@ -1494,8 +1591,9 @@ static int import_errors(void) {
     ClosedError = PyObject_GetAttrString(errors, "ClosedError");
     ConcurrentUse = PyObject_GetAttrString(errors, "ConcurrentUse");
     InvalidOption = PyObject_GetAttrString(errors, "InvalidOption");
+    ForkedError = PyObject_GetAttrString(errors, "ForkedError");
     Py_DECREF(errors);
-    return CorruptTopic && RecordTooLarge && ClosedError && ConcurrentUse && InvalidOption ? 0 : -1;
+    return CorruptTopic && RecordTooLarge && ClosedError && ConcurrentUse && InvalidOption && ForkedError ? 0 : -1;
 }
 
 static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **typep) {
@@ -1504,7 +1602,7 @@ static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **typep) {
 }
 
 static int fill_module(PyObject *module) {
-    if (import_errors() != 0 || add_type(module, &Mapping_spec, &Mapping_Type) != 0 ||
+    if (pthread_atfork(NULL, NULL, count_fork) != 0 || import_errors() != 0 || add_type(module, &Mapping_spec, &Mapping_Type) != 0 ||
         add_type(module, &Log_spec, &Log_Type) != 0 || add_type(module, &Record_spec, &Record_Type) != 0 ||
         add_type(module, &Feed_spec, &Feed_Type) != 0 || add_type(module, &Step_spec, &Step_Type) != 0 ||
         add_type(module, &Cursor_spec, &Cursor_Type) != 0 || add_type(module, &Appender_spec, &Appender_Type) != 0 ||

@@ -30,7 +30,7 @@ int shmd_ctl_format(void *ctl, size_t ctl_bytes, uint32_t slot_count, const uint
 }
 
 int shmd_slot_grant(const struct shmd_log *log, uint32_t slot, uint32_t incarnation, bool tethered) {
-    if (log->ctl == NULL || slot >= log->slot_count || incarnation > SHMD_INCARNATION_MAX)
+    if (log->ctl == NULL || slot >= log->slot_count || incarnation == 0 || incarnation > SHMD_INCARNATION_MAX)
         return -EINVAL;
     tethered = tethered && (log->flags & SHMD_FLAG_WAIT);
     uint64_t flags = tethered ? SHMD_WORD_LIVE | SHMD_WORD_TETHERED : 0;
@@ -50,25 +50,59 @@ void shmd_slot_release(const struct shmd_log *log, uint32_t slot, uint32_t incar
     uint64_t word = load_relaxed(&log->slots[slot].word);
     while (shmd_word_incarnation(word) == incarnation) {
         /* SYNC: pairs with the holder's own compare-and-swaps: whoever comes second fails */
-        if (cas_seq(&log->slots[slot].word, &word, shmd_word(incarnation, 0, 0)))
+        if (cas_seq(&log->slots[slot].word, &word, 0))
             return;
     }
 }
 
+static uint32_t used_slots(const struct shmd_log *log) {
+    uint32_t high = load_relaxed(&log->ctl->slot_high);
+    return high < log->slot_count ? high : log->slot_count;
+}
+
+static bool is_tethered(uint64_t word) {
+    return (word & (SHMD_WORD_LIVE | SHMD_WORD_TETHERED)) == (SHMD_WORD_LIVE | SHMD_WORD_TETHERED);
+}
+
 uint64_t shmd_slowest_cursor(const struct shmd_log *log, uint64_t head, uint64_t tail) {
     uint64_t slowest = tail;
-    uint32_t high = load_relaxed(&log->ctl->slot_high);
-    if (high > log->slot_count)
-        high = log->slot_count;
-    for (uint32_t i = 0; i < high; i++) {
+    for (uint32_t i = 0, used = used_slots(log); i < used; i++) {
         uint64_t word = load_seq(&log->slots[i].word); /* SYNC: pairs with a reader's cursor store (and its copy before) */
-        if ((word & (SHMD_WORD_LIVE | SHMD_WORD_TETHERED)) != (SHMD_WORD_LIVE | SHMD_WORD_TETHERED))
+        if (!is_tethered(word))
             continue;
         uint64_t position = shmd_word_position(word, tail);
         if (position >= head && position < slowest) /* below head: overtaken while joining; it will look again */
             slowest = position;
     }
     return slowest;
+}
+
+bool shmd_slot_untether(const struct shmd_log *log, uint32_t slot, uint32_t incarnation) {
+    if (log->ctl == NULL || slot >= log->slot_count)
+        return false;
+    uint64_t word = load_relaxed(&log->slots[slot].word);
+    while (shmd_word_incarnation(word) == incarnation && (word & SHMD_WORD_TETHERED)) {
+        /* SYNC: pairs with the holder's own compare-and-swaps: whoever comes second fails, and looks */
+        if (cas_seq(&log->slots[slot].word, &word, word & ~SHMD_WORD_TETHERED))
+            return true;
+    }
+    return false;
+}
+
+int shmd_slowest_slot(const struct shmd_log *log, uint32_t *slotp, uint32_t *incarnationp) {
+    uint64_t head, tail, slowest = UINT64_MAX;
+    if (log->ctl == NULL || shmd_log_bounds(log, &head, &tail) != SHMD_OK)
+        return SHMD_EMPTY;
+    for (uint32_t i = 0, used = used_slots(log); i < used; i++) {
+        uint64_t word = load_seq(&log->slots[i].word); /* SYNC: as in shmd_slowest_cursor */
+        uint64_t position = shmd_word_position(word, tail);
+        if (!is_tethered(word) || position < head || position >= slowest)
+            continue;
+        slowest = position;
+        *slotp = i;
+        *incarnationp = shmd_word_incarnation(word);
+    }
+    return slowest == UINT64_MAX ? SHMD_EMPTY : SHMD_OK;
 }
 
 void shmd_bell_write(int fd) {

@@ -53,7 +53,8 @@
  *   word:  63 ........ 34 | 33       | 32   | 31 ............ 0
  *          incarnation    | tethered | live | cursor / 8, low 32 bits
  *
- *   The cursor is within 32 GiB below tail, so its low bits tell the whole position. One word, so that a take-over and a
+ *   The cursor is within 32 GiB below tail, so its low bits tell the whole position.
+ *   Incarnation 0: nobody's. One word, so that a take-over and a
  *   cursor store are each one compare-and-swap: who no longer holds the slot cannot move its cursor.
  */
 #ifndef SHMD_LAYOUT_H

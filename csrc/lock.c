@@ -71,6 +71,11 @@ int shmd_lock(shmd_a32 *word, bool *takenp) {
     return SHMD_BUSY;
 }
 
+bool shmd_lock_declare_dead(shmd_a32 *word, uint32_t tid) {
+    uint32_t expected = tid;
+    return tid != 0 && cas_acquire(word, &expected, FUTEX_OWNER_DIED); /* SYNC: stands in for the kernel's own mark */
+}
+
 void shmd_unlock(shmd_a32 *word) {
     store_release(word, 0); /* SYNC: pairs with the acquire in shmd_lock */
     fence_self(); /* the word must be free before the kernel is told to forget it */

@@ -37,8 +37,9 @@ int shmd_reader_init(struct shmd_reader *r, const struct shmd_log *log, uint32_t
         .word = word,
         .incarnation = incarnation,
         .space_fd = space_fd,
-        .tethered = tethered && (log->flags & SHMD_FLAG_WAIT),
+        .wants_tether = tethered && (log->flags & SHMD_FLAG_WAIT),
     };
+    r->tethered = r->wants_tether;
     return SHMD_OK;
 }
 
@@ -167,9 +168,12 @@ int shmd_seek_scan(struct shmd_reader *r, enum shmd_seek by, uint64_t value, uin
 }
 
 int shmd_join(struct shmd_reader *r) {
+    r->tethered = r->wants_tether;
     uint64_t flags = SHMD_WORD_LIVE | (r->tethered ? SHMD_WORD_TETHERED : 0);
     uint64_t word = shmd_word(r->incarnation, flags, r->position);
-    uint64_t expected = r->word;
+    uint64_t expected = load_relaxed(&r->slot->word); /* with or without the tether that we had */
+    if (shmd_word_incarnation(expected) != r->incarnation)
+        return -ESTALE;
     /* SYNC: pairs with shmd_slowest_cursor; and whoever takes the slot makes this fail */
     if (!cas_seq(&r->slot->word, &expected, word))
         return -ESTALE;
@@ -326,20 +330,35 @@ int shmd_read_next(struct shmd_reader *r, struct shmd_view *viewp) {
     return SHMD_EMPTY;
 }
 
+/* The cursor store. SYNC: pairs with shmd_slowest_cursor: who sees it may overwrite what we copied before */
+static bool swap_word(struct shmd_reader *r, uint64_t *expectedp, uint64_t word) {
+    return atomic_compare_exchange_strong_explicit(&r->slot->word, expectedp, word, CURSOR_ORDER, memory_order_relaxed);
+}
+
+static bool is_own(const struct shmd_reader *r, uint64_t word) {
+    return shmd_word_incarnation(word) == r->incarnation && (word & SHMD_WORD_LIVE) != 0;
+}
+
+static void store_cursor(struct shmd_reader *r) {
+    uint64_t seen = r->word;
+    for (unsigned try = 0; try < 2 && is_own(r, seen); try++) {
+        uint64_t word = shmd_word(r->incarnation, seen & (SHMD_WORD_LIVE | SHMD_WORD_TETHERED), r->position);
+        if (swap_word(r, &seen, word)) {
+            r->word = word;
+            r->tethered = (word & SHMD_WORD_TETHERED) != 0;
+            store_relaxed(&r->slot->lost, r->lost_total);
+            return;
+        }
+        if (seen != (r->word & ~SHMD_WORD_TETHERED)) /* anything but our word without its tether: not ours any more */
+            break;
+    }
+    r->word = 0; /* never touch it again */
+    r->tethered = false;
+}
+
 void shmd_read_end(struct shmd_reader *r) {
     struct shmd_log_header *header = r->log->header;
-    uint64_t expected = r->word;
-    uint64_t word = (expected & ~0xffffffffULL) | ((r->position >> 3) & 0xffffffffU);
-    if (shmd_word_incarnation(expected) == r->incarnation && (expected & SHMD_WORD_LIVE)) {
-        /* SYNC: pairs with shmd_slowest_cursor: who sees the cursor may overwrite what we copied before */
-        if (atomic_compare_exchange_strong_explicit(&r->slot->word, &expected, word, CURSOR_ORDER, memory_order_relaxed)) {
-            r->word = word;
-            store_relaxed(&r->slot->lost, r->lost_total);
-        } else {
-            r->word = 0; /* ours no longer: never touch it again */
-            r->tethered = false;
-        }
-    }
+    store_cursor(r);
     SHMD_FAILPOINT(read_cursor_stored);
     if (r->log->flags & SHMD_FLAG_WAIT)
         shmd_bell_check(&header->space_armed, &r->log->ctl->space_rung, r->space_fd);
@@ -356,9 +375,13 @@ int shmd_reader_arm(struct shmd_reader *r) {
 }
 
 void shmd_leave(struct shmd_reader *r) {
-    uint64_t expected = r->word;
-    if (shmd_word_incarnation(expected) == r->incarnation && (expected & SHMD_WORD_LIVE))
-        (void)cas_seq(&r->slot->word, &expected, shmd_word(r->incarnation, 0, 0)); /* SYNC: pairs with shmd_slowest_cursor */
+    uint64_t seen = r->word;
+    for (unsigned try = 0; try < 2 && is_own(r, seen); try++) {
+        if (cas_seq(&r->slot->word, &seen, shmd_word(r->incarnation, 0, 0))) /* SYNC: pairs with shmd_slowest_cursor */
+            break;
+        if (seen != (r->word & ~SHMD_WORD_TETHERED))
+            break;
+    }
     r->word = 0;
     r->tethered = false;
     if (r->log->flags & SHMD_FLAG_WAIT)

@@ -30,6 +30,9 @@ enum shmd_result {
 /* SHMD_OK, SHMD_BUSY; *takenp tells whether a dead owner's lock was taken over. Never sleeps. */
 int shmd_lock(shmd_a32 *word, bool *takenp);
 void shmd_unlock(shmd_a32 *word);
+/* What the kernel does when an owner dies, for an owner whose death it did not see (the daemon's, with a proof of death):
+ * mark the word, if it still holds tid. */
+bool shmd_lock_declare_dead(shmd_a32 *word, uint32_t tid);
 
 /* --- log.c: the checked view of a topic ------------------------------------------------------------------------------ */
 
@@ -100,6 +103,11 @@ int shmd_slot_grant(const struct shmd_log *log, uint32_t slot, uint32_t incarnat
 void shmd_slot_release(const struct shmd_log *log, uint32_t slot, uint32_t incarnation);
 /* The slowest tethered cursor that is not below head, or tail if there is none. */
 uint64_t shmd_slowest_cursor(const struct shmd_log *log, uint64_t head, uint64_t tail);
+/* Take the tether away, if this incarnation has one: by the daemon, or by a full publisher with a proof of death. The
+ * holder keeps its slot and finds out at its next cursor store. Ring the space bell afterwards. */
+bool shmd_slot_untether(const struct shmd_log *log, uint32_t slot, uint32_t incarnation);
+/* The slot of the slowest tethered cursor; SHMD_EMPTY if there is none. */
+int shmd_slowest_slot(const struct shmd_log *log, uint32_t *slotp, uint32_t *incarnationp);
 /* Wake all sleepers of an eventfd that was made with value 1 (write 0: never blocks, never overflows). */
 void shmd_bell_write(int fd);
 /* Ring if anyone went to sleep since the last ring. SYNC: see shmd_bell_check in ctl.c. */
@@ -140,7 +148,8 @@ struct shmd_reader {
     uint64_t word;        /* what this reader last stored in its slot; another value there means: no longer its own */
     uint32_t incarnation;
     int space_fd;
-    bool tethered;        /* holds publishers back */
+    bool wants_tether;    /* asked to hold publishers back, and the topic lets it */
+    bool tethered;        /* does so now; false too after somebody took the tether away */
     bool lapped;          /* the next record may be any number of sequence numbers ahead */
     uint64_t position;    /* of the next record to hand out */
     uint64_t next_seq;    /* its sequence number; 0: whatever comes */
@@ -163,7 +172,8 @@ int shmd_seek_last(struct shmd_reader *r);
 int shmd_seek_all(struct shmd_reader *r);
 /* From *fromp on (0: the start) look for the first record with at least this seq or time. SHMD_AGAIN after `steps`. */
 int shmd_seek_scan(struct shmd_reader *r, enum shmd_seek by, uint64_t value, uint64_t steps, uint64_t *fromp);
-/* Store the cursor in the ctl. SHMD_AGAIN: publishers went past it meanwhile, seek again. -ESTALE. */
+/* Store the cursor in the ctl, and the tether, if it is wanted (again, too, after it was taken away). SHMD_AGAIN:
+ * publishers went past it meanwhile; seek again, or go on untethered from what is left. -ESTALE. */
 int shmd_join(struct shmd_reader *r);
 /* begin: copy a stretch; next: one record of it after the other, until SHMD_EMPTY; end: store the cursor, ring. */
 int shmd_read_begin(struct shmd_reader *r, size_t bytes_max);

@@ -99,6 +99,13 @@ class Log:
         """Daemon: give the slot to a new subscriber, its cursor (tethered or not) at position 0."""
     def slot_release(self, slot: int, incarnation: int) -> None:
         """Daemon: take the slot back, if ``incarnation`` still holds it, and its tether with it."""
+    def slot_untether(self, slot: int, incarnation: int) -> bool:
+        """Take the tether away from this incarnation, if it has one: it keeps its slot, and holds nobody any more. Ring
+        the space bell afterwards."""
+    def slowest(self) -> tuple[int, int] | None:
+        """(slot, incarnation) of the slowest tethered cursor, if there is one."""
+    def declare_owner_dead(self, tid: int) -> bool:
+        """Daemon, with a proof of death and a writable log: mark the lock as the kernel does, if ``tid`` holds it."""
     def slot_stat(self, slot: int) -> tuple[int, bool, bool, int, int]:
         """(incarnation, live, tethered, lag_bytes, lost)."""
     def ring(self, bell_fd: int) -> None:
@@ -175,6 +182,8 @@ class Cursor:
         where earlier records are skipped. False after ``steps`` records: call again to go on."""
     def seek_time(self, time_ns: int, steps: int) -> bool:
         """The first record at or after ``time_ns``, or the end. False: call again to go on."""
+    space_fd: int
+    """The bell of publishers that wait for room. To be replaced after the daemon made a new one."""
     def join(self) -> bool:
         """Store the cursor (and the tether, if any) in the ctl. False: publishers went past meanwhile; seek again."""
     def read(self, feed: Feed[Any], bytes_max: int) -> int:
@@ -214,6 +223,8 @@ class Appender:
         """About to sleep until there is room (for what the last append wanted). True: sleep on the space bell. False: try again."""
     def reserve(self, size_bytes: int) -> Reservation | int:
         """Exclusive topics: room for one record, to be written in place. FULL if there is none."""
+    bell_fd: int
+    """The bell of sleeping readers. To be replaced after the daemon made a new one."""
     @property
     def due(self) -> bool: ...
     def turned(self) -> None: ...

@@ -6,6 +6,7 @@
     │   ├── InvalidOption         an option value that cannot be
     │   ├── ConcurrentUse         two tasks read one subscription
     │   ├── ClosedError           used after close(), by whoever closed it
+    │   ├── ForkedError           used in a forked child, which only inherited it
     │   ├── EncodeError           the codec cannot pack this object
     │   └── RecordTooLarge        over the topic's record limit
     ├── WouldBlock                nobody's: only ``*_nowait`` raises these
@@ -91,6 +92,10 @@ class ConcurrentUse(UsageError):
 
 class ClosedError(UsageError):
     code = "closed"
+
+
+class ForkedError(UsageError):
+    code = "forked"
 
 
 class EncodeError(UsageError):
@@ -247,5 +252,7 @@ def _all_subclasses(cls: type[ShmdError]) -> list[type[ShmdError]]:
 
 _BY_CODE: dict[str, type[ShmdError]] = {cls.code: cls for cls in _all_subclasses(ShmdError)}
 _BY_ERRNO: dict[int, type[SegmentError]] = {
-    cls.default_errno: cls for cls in _all_subclasses(SegmentError) if issubclass(cls, SegmentError) and cls.default_errno
+    cls.default_errno: cls
+    for cls in _all_subclasses(SegmentError)
+    if issubclass(cls, SegmentError) and cls.default_errno
 } | {_errno.EPERM: SegmentAccessDenied}

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from shmd import _core, limits, segment
-from shmd.errors import ClosedError, ConcurrentUse, CorruptTopic, InvalidOption, RecordTooLarge
+from shmd.errors import ClosedError, ConcurrentUse, CorruptTopic, ForkedError, InvalidOption, RecordTooLarge
+from tests.children import in_child
 from tests.local_topic import PlainFeed, drain, local_topic
 
 
@@ -191,6 +192,29 @@ class TestFeed:
             first = feed.pop()
             assert first is not None
             assert feed.lost == first.lost == first.seq - 1 > 0
+
+
+class TestFork:
+    def test_forked_child_cannot_use_or_disturb_what_it_inherited(self) -> None:
+        def child() -> list[str]:
+            refused = []
+            for use in (lambda: appender.append(b"child"), cursor.arm, topic.log.stat, lambda: cursor.read(feed, 100)):
+                try:
+                    use()  # type: ignore[operator]
+                except ForkedError:
+                    refused.append("refused")
+            cursor.close()
+            return refused
+
+        with local_topic(wait=True) as topic:
+            appender, cursor, feed = topic.appender(), topic.cursor(), PlainFeed()
+            assert cursor.seek_new()
+            assert cursor.join()
+            before = topic.log.slot_stat(0)
+            assert in_child(child) == ["refused"] * 4
+            assert topic.log.slot_stat(0) == before
+            assert appender.append(b"parent") == 1
+            assert [r.raw for r in drain(cursor)] == [b"parent"]
 
 
 class TestRecord:

@@ -52,6 +52,15 @@ static void lock_of_a_living_owner_stays(void) {
     shmd_unlock(word);
 }
 
+static void lock_of_a_death_that_the_kernel_missed_can_be_declared(void) {
+    store_relaxed(word, 12345); /* as the OOM reaper would leave it */
+    CHECK(shmd_lock(word, &taken) == SHMD_BUSY);
+    CHECK(!shmd_lock_declare_dead(word, 12346) && shmd_lock(word, &taken) == SHMD_BUSY);
+    CHECK(shmd_lock_declare_dead(word, 12345) && !shmd_lock_declare_dead(word, 0));
+    CHECK(shmd_lock(word, &taken) == SHMD_OK && taken);
+    shmd_unlock(word);
+}
+
 int main(void) {
     word = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(word != MAP_FAILED);
@@ -65,6 +74,7 @@ int main(void) {
     CHECK(shmd_lock(word, &taken) == SHMD_OK && taken);
     shmd_unlock(word);
     lock_of_a_living_owner_stays();
+    lock_of_a_death_that_the_kernel_missed_can_be_declared();
     puts("test_lock: ok");
     return 0;
 }

@@ -77,7 +77,7 @@ static void full_topic_refuses_until_the_slowest_reads(void) {
     CHECK(shmd_read_begin(&fast, 64) == SHMD_OK);
     CHECK(shmd_read_next(&fast, &view) == SHMD_OK);
     shmd_read_end(&fast);
-    CHECK(!fast.tethered && (load_relaxed(&t.log.slots[0].word) & SHMD_WORD_LIVE) == 0);
+    CHECK(!fast.tethered && load_relaxed(&t.log.slots[0].word) == 0);
     shmd_reader_free(&fast);
     shmd_reader_free(&slow);
     topic_close(&t);
@@ -245,6 +245,37 @@ static void stale_holder_cannot_touch_a_reassigned_slot(void) {
     topic_close(&t);
 }
 
+static void untethered_reader_keeps_its_slot_and_holds_nobody(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r;
+    struct shmd_view view;
+    uint64_t seq;
+    uint32_t slot = 99, incarnation = 99;
+    topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+    shmd_appender_init(&a, &t.log, 3, -1);
+    CHECK(shmd_slowest_slot(&t.log, &slot, &incarnation) == SHMD_EMPTY);
+    reader_open(&r, &t, 2, 7, true);
+    shmd_seek_start(&r);
+    CHECK(shmd_join(&r) == SHMD_OK);
+    while (put(&a, 100, &seq) == SHMD_OK) {}
+    CHECK(shmd_slowest_slot(&t.log, &slot, &incarnation) == SHMD_OK && slot == 2 && incarnation == 7);
+    CHECK(!shmd_slot_untether(&t.log, 2, 6) && put(&a, 100, &seq) == SHMD_FULL);
+    CHECK(shmd_slot_untether(&t.log, 2, 7) && !shmd_slot_untether(&t.log, 2, 7));
+    CHECK(put(&a, 100, &seq) == SHMD_OK && shmd_slowest_slot(&t.log, &slot, &incarnation) == SHMD_EMPTY);
+    CHECK(r.tethered && shmd_read_begin(&r, 300) == SHMD_OK && shmd_read_next(&r, &view) == SHMD_OK && view.lost > 0);
+    shmd_read_end(&r);
+    CHECK(!r.tethered && shmd_word_incarnation(load_relaxed(&t.log.slots[2].word)) == 7);
+    CHECK(shmd_join(&r) == SHMD_OK && r.tethered); /* it may ask again */
+    while (put(&a, 100, &seq) == SHMD_OK) {}
+    CHECK(shmd_slowest_slot(&t.log, &slot, &incarnation) == SHMD_OK);
+    shmd_slot_untether(&t.log, 2, 7);
+    shmd_leave(&r);
+    CHECK((load_relaxed(&t.log.slots[2].word) & SHMD_WORD_LIVE) == 0);
+    shmd_reader_free(&r);
+    topic_close(&t);
+}
+
 static void reservation_becomes_a_record(void) {
     struct topic t;
     struct shmd_appender a;
@@ -301,6 +332,7 @@ int main(void) {
     seeks_find_their_record();
     newest_is_the_last_committed();
     stale_holder_cannot_touch_a_reassigned_slot();
+    untethered_reader_keeps_its_slot_and_holds_nobody();
     reservation_becomes_a_record();
     another_identity_is_refused();
     puts("test_log: ok");
