@@ -1450,6 +1450,48 @@ static PyObject *core_ctl_size_bytes(PyObject *module, PyObject *arg) {
     return PyLong_FromSize_t(shmd_ctl_bytes((uint32_t)slots));
 }
 
+/* The word at offset of a buffer, held in *viewp. NULL with an exception set if there is none. */
+static shmd_a64 *word_at(PyObject *buffer, Py_ssize_t offset, int flags, Py_buffer *viewp) {
+    if (PyObject_GetBuffer(buffer, viewp, flags) != 0)
+        return NULL;
+    if (offset >= 0 && offset % 8 == 0 && offset <= viewp->len - 8)
+        return (shmd_a64 *)(void *)((char *)viewp->buf + offset);
+    PyErr_Format(PyExc_ValueError, "no aligned word at offset %zd of %zd bytes", offset, viewp->len);
+    PyBuffer_Release(viewp);
+    return NULL;
+}
+
+static PyObject *core_store_word(PyObject *module, PyObject *args) {
+    PyObject *mapping;
+    Py_ssize_t offset;
+    unsigned long long value;
+    Py_buffer view;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!nK:store_word", Mapping_Type, &mapping, &offset, &value))
+        return NULL;
+    shmd_a64 *word = word_at(mapping, offset, PyBUF_WRITABLE, &view);
+    if (word == NULL)
+        return NULL;
+    store_release(word, value); /* SYNC: pairs with the acquire in core_load_word, in another process */
+    PyBuffer_Release(&view);
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_load_word(PyObject *module, PyObject *args) {
+    PyObject *mapping;
+    Py_ssize_t offset;
+    Py_buffer view;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!n:load_word", Mapping_Type, &mapping, &offset))
+        return NULL;
+    shmd_a64 *word = word_at(mapping, offset, PyBUF_SIMPLE, &view);
+    if (word == NULL)
+        return NULL;
+    uint64_t value = load_acquire(word); /* SYNC: pairs with the release in core_store_word */
+    PyBuffer_Release(&view);
+    return PyLong_FromUnsignedLongLong(value);
+}
+
 static PyObject *core_shm_stat(PyObject *module, PyObject *arg) {
     int id = (int)PyLong_AsLong(arg);
     struct shmid_ds ds;
@@ -1570,6 +1612,8 @@ static PyMethodDef core_methods[] = {
     {"log_format", KEYWORDS(core_log_format), "Write an empty log's header page."},
     {"ctl_format", KEYWORDS(core_ctl_format), "Write an empty ctl segment."},
     {"ctl_size_bytes", core_ctl_size_bytes, METH_O, "Size of a ctl segment with so many slots."},
+    {"store_word", core_store_word, METH_VARARGS, "Store 8 bytes at once, with release."},
+    {"load_word", core_load_word, METH_VARARGS, "Load 8 bytes at once, with acquire."},
     {"shm_stat", core_shm_stat, METH_O, "shmctl(IPC_STAT)."},
     {"shm_errno", core_shm_errno, METH_VARARGS, "Why attaching fails."},
     {"shm_set", core_shm_set, METH_VARARGS, "shmctl(IPC_SET)."},

@@ -30,6 +30,12 @@ def layout() -> dict[str, dict[str, tuple[int, int]]]:
     """Struct name → field → (offset, size), as compiled; docs/memory-layout.md is checked against it."""
 
 def ctl_size_bytes(slots: int) -> int: ...
+def store_word(mapping: Mapping, offset: int, value: int) -> None:
+    """Store an aligned 8-byte word with release: who loads it sees all that was written before. ValueError outside."""
+
+def load_word(mapping: Mapping, offset: int) -> int:
+    """Load an aligned 8-byte word with acquire. ValueError outside."""
+
 def shm_stat(shmid: int) -> tuple[int, int, int, int, int, int, int, int, int, int, int, int, int]:
     """shmctl(IPC_STAT): (key, size_bytes, uid, gid, cuid, cgid, mode, attachments, creator_pid, last_pid, attach_time,
     detach_time, change_time), times in whole seconds; ``mode`` has SHM_DEST (0o1000) too. OSError with errno."""

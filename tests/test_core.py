@@ -43,6 +43,18 @@ class TestMapping:
             log.close()
 
 
+    def test_word_is_stored_and_loaded_whole(self) -> None:
+        with local_topic() as topic:
+            mapping = topic.log_segment.mapping
+            _core.store_word(mapping, 4096, 2**64 - 1)
+            assert _core.load_word(mapping, 4096) == 2**64 - 1
+            for offset in (-8, 4, mapping.size - 4, mapping.size):
+                with pytest.raises(ValueError, match="no aligned word"):
+                    _core.load_word(mapping, offset)
+            with segment.attach(topic.log_segment.id, readonly=True) as reader, pytest.raises(BufferError):
+                _core.store_word(reader.mapping, 4096, 1)
+
+
 class TestLog:
     def test_log_refuses_segments_of_another_topic(self) -> None:
         with local_topic() as one, local_topic() as other, pytest.raises(CorruptTopic, match="'local'"):
