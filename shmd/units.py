@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
 from shmd.errors import InvalidOption
 
-_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B?|B)?\s*", re.IGNORECASE)
-_TIME: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|us|s|m|min|h|d)?\s*", re.IGNORECASE)
+_NUMBER: Final = r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*"
+_SIZE: Final = re.compile(_NUMBER + r"([KMGT]i?B?|B)?\s*", re.IGNORECASE | re.ASCII)
+_TIME: Final = re.compile(_NUMBER + r"(ms|us|s|m|min|h|d)?\s*", re.IGNORECASE | re.ASCII)
 _POWERS: Final = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DECIMAL: Final = {"KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000, "TB": 1_000_000_000_000}
 _SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -30,7 +32,7 @@ def parse_size(text: str | int) -> int:
 
 def parse_time(text: str | float) -> float:
     """Seconds from ``2.5``, ``"500ms"``, ``"10s"``, ``"5m"``. ``InvalidOption`` otherwise."""
-    if isinstance(text, int | float) and not isinstance(text, bool):
+    if isinstance(text, int | float) and not isinstance(text, bool) and 0 <= text < math.inf:
         return float(text)
     match = _TIME.fullmatch(text) if isinstance(text, str) else None
     if match is None:

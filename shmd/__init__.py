@@ -1,0 +1,128 @@
+"""shmd: msgpack records between processes through System V shared memory, for asyncio.
+
+    import shmd
+
+    async with shmd.connect() as client:
+        publisher = await client.publisher("prices")
+        await publisher.publish({"sym": "ABCD", "px": 101.25})
+
+        async with client.subscribe("prices", start="all") as subscription:
+            async for record in subscription:
+                print(record.seq, record.value)
+
+Errors are in ``shmd.errors``, and here under the same names.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final
+
+from shmd.errors import (
+    ClosedError,
+    ConcurrentUse,
+    ConfigError,
+    CorruptTopic,
+    DaemonUnavailable,
+    DecodeError,
+    Disconnected,
+    EncodeError,
+    InvalidName,
+    InvalidOption,
+    LimitExceeded,
+    NamespaceMismatch,
+    NoRecord,
+    NoSuchTopic,
+    PermissionDenied,
+    ProtocolError,
+    RecordTooLarge,
+    RequestRefused,
+    SegmentError,
+    ShmdError,
+    TopicBusy,
+    TopicFull,
+    TopicLocked,
+    TopicMismatch,
+    TopicRemoved,
+    UsageError,
+    VersionMismatch,
+    WouldBlock,
+)
+
+if TYPE_CHECKING:
+    from shmd._core import Record
+    from shmd.client import Client, connect
+    from shmd.protocol import PublisherStat, SubscriberStat, TopicInfo, TopicStat
+    from shmd.publisher import Publisher
+    from shmd.subscription import Subscription
+
+__all__ = [
+    "Client",
+    "ClosedError",
+    "ConcurrentUse",
+    "ConfigError",
+    "CorruptTopic",
+    "DaemonUnavailable",
+    "DecodeError",
+    "Disconnected",
+    "EncodeError",
+    "InvalidName",
+    "InvalidOption",
+    "LimitExceeded",
+    "NamespaceMismatch",
+    "NoRecord",
+    "NoSuchTopic",
+    "PermissionDenied",
+    "ProtocolError",
+    "Publisher",
+    "PublisherStat",
+    "Record",
+    "RecordTooLarge",
+    "RequestRefused",
+    "SegmentError",
+    "ShmdError",
+    "SubscriberStat",
+    "Subscription",
+    "TopicBusy",
+    "TopicFull",
+    "TopicInfo",
+    "TopicLocked",
+    "TopicMismatch",
+    "TopicRemoved",
+    "TopicStat",
+    "UsageError",
+    "VersionMismatch",
+    "WouldBlock",
+    "__version__",
+    "connect",
+]
+
+# Imported when first asked for: the daemon imports this package too, and must not come to depend on the client.
+_HOMES: Final = {
+    "Client": "shmd.client",
+    "connect": "shmd.client",
+    "Publisher": "shmd.publisher",
+    "PublisherStat": "shmd.protocol",
+    "Record": "shmd._core",
+    "SubscriberStat": "shmd.protocol",
+    "Subscription": "shmd.subscription",
+    "TopicInfo": "shmd.protocol",
+    "TopicStat": "shmd.protocol",
+}
+
+try:
+    __version__ = version("shmd")
+except PackageNotFoundError:  # a checkout that nobody installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
