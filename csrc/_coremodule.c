@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <structmember.h>
+#include <sys/epoll.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
@@ -1492,6 +1493,23 @@ static PyObject *core_load_word(PyObject *module, PyObject *args) {
     return PyLong_FromUnsignedLongLong(value);
 }
 
+#define BELLS_PER_POLL 64
+
+static PyObject *core_bells_rung(PyObject *module, PyObject *arg) {
+    int set = (int)PyLong_AsLong(arg);
+    struct epoll_event events[BELLS_PER_POLL];
+    (void)module;
+    if (PyErr_Occurred())
+        return NULL;
+    int count = epoll_wait(set, events, BELLS_PER_POLL, 0);
+    if (count < 0 && errno != EINTR)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    PyObject *fds = PyTuple_New(count > 0 ? count : 0);
+    for (Py_ssize_t i = 0; fds != NULL && i < count; i++)
+        PyTuple_SetItem(fds, i, PyLong_FromLong(events[i].data.fd));
+    return fds;
+}
+
 static PyObject *core_shm_stat(PyObject *module, PyObject *arg) {
     int id = (int)PyLong_AsLong(arg);
     struct shmid_ds ds;
@@ -1614,6 +1632,7 @@ static PyMethodDef core_methods[] = {
     {"ctl_size_bytes", core_ctl_size_bytes, METH_O, "Size of a ctl segment with so many slots."},
     {"store_word", core_store_word, METH_VARARGS, "Store 8 bytes at once, with release."},
     {"load_word", core_load_word, METH_VARARGS, "Load 8 bytes at once, with acquire."},
+    {"bells_rung", core_bells_rung, METH_O, "Descriptors in an epoll instance that are ready now."},
     {"shm_stat", core_shm_stat, METH_O, "shmctl(IPC_STAT)."},
     {"shm_errno", core_shm_errno, METH_VARARGS, "Why attaching fails."},
     {"shm_set", core_shm_set, METH_VARARGS, "shmctl(IPC_SET)."},
