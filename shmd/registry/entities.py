@@ -1,0 +1,159 @@
+"""Clients, topics and what ties them together.
+
+    Client ── handles ──▶ Publisher | Subscriber | Watch      by the id of the request that opened it
+       │                      │            │         └─ seats kept in topics created since, by topic name
+       └─ pending ─▶ name     ▼            ▼
+                   Topic ── publishers, subscribers, waits    by (client, request id)
+                   Creation ── requests that wait for the topic to come into being
+
+A pair (client, request id) names a waiting request and whatever it opened, in both directions, so that close, cancel
+and a client's departure are each a look-up.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from shmd import limits
+
+if TYPE_CHECKING:
+    from shmd.policy import Credentials, Ownership, TopicSettings
+    from shmd.protocol import Hello, Request, TopicInfo, WaitSubscribers
+
+INCARNATION_MAX: Final = 2**30 - 1
+"""A slot's word keeps 30 bits of it; a slot that has used them all is never given out again."""
+PUBLISHER_NUMBER_MAX: Final = 2**32 - 1
+"""A record's header keeps 32 bits of it."""
+
+Key: TypeAlias = tuple[int, int]
+"""(client, request id)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """How much of everything one daemon gives out."""
+
+    clients: int = limits.CLIENTS_MAX
+    clients_per_uid: int = limits.CLIENTS_PER_UID_MAX
+    topics: int = limits.TOPICS_MAX
+    total_bytes: int = limits.TOTAL_BYTES_DEFAULT
+    subscribers_per_topic: int = limits.SUBSCRIBERS_PER_TOPIC_MAX
+    handles_per_client: int = limits.HANDLES_PER_CLIENT_MAX
+    requests_per_client: int = limits.REQUESTS_PER_CLIENT_MAX
+    protocol_errors: int = limits.PROTOCOL_ERRORS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this daemon is. ``topic_overhead_bytes``: what a topic's segments take beyond its capacity."""
+
+    instance: str
+    instance_id: bytes
+    credentials: Credentials
+    ipc_namespace: int
+    topic_overhead_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A slot of a topic's ctl segment, and the incarnation that holds it."""
+
+    slot: int
+    incarnation: int
+
+
+class Seats:
+    """The slots of one topic. The lowest free one goes first: publishers scan up to the highest ever granted."""
+
+    def __init__(self, count: int) -> None:
+        self._free = list(range(count))
+        self._incarnations = [0] * count
+
+    def take(self) -> Seat | None:
+        """A slot with an incarnation that it never had before; None if all are taken."""
+        if not self._free:
+            return None
+        slot = heapq.heappop(self._free)
+        self._incarnations[slot] += 1
+        return Seat(slot, self._incarnations[slot])
+
+    def give_back(self, seat: Seat) -> None:
+        if seat.incarnation < INCARNATION_MAX:
+            heapq.heappush(self._free, seat.slot)
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    topic: str
+    number: int
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    topic: str
+    seat: Seat
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """``seats``: by topic, the slot kept since its creation until the client opens it."""
+
+    pattern: str
+    tethered: bool
+    client: Client
+    seats: dict[str, Seat] = field(default_factory=dict)
+
+
+Handle: TypeAlias = Publisher | Subscriber | Watch
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One connection. ``pending``: its unanswered requests, id to the topic that they wait for."""
+
+    number: int
+    credentials: Credentials
+    hello: Hello | None = None
+    protocol_errors: int = 0
+    handles: dict[int, Handle] = field(default_factory=dict)
+    pending: dict[int, str] = field(default_factory=dict)
+    peeked: set[str] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.hello.name if self.hello else ""
+
+    @property
+    def pid_namespace(self) -> int:
+        return self.hello.pid_namespace if self.hello else 0
+
+    def __str__(self) -> str:
+        return f"{self.name!r} (pid {self.credentials.pid}, uid {self.credentials.uid})"
+
+
+@dataclass(slots=True)
+class Creation:
+    """A topic that the daemon is making. ``creator`` is the request that caused it, the first of ``waiting``."""
+
+    topic: str
+    settings: TopicSettings
+    creator: Key
+    declared_by: int
+    waiting: dict[Key, Request] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Topic:
+    """One that exists. ``declared_by`` is the uid that had it created."""
+
+    info: TopicInfo
+    ownership: Ownership
+    declared_by: int
+    seats: Seats
+    publishers: dict[Key, Publisher] = field(default_factory=dict)
+    subscribers: dict[Key, Subscriber] = field(default_factory=dict)
+    waits: dict[Key, WaitSubscribers] = field(default_factory=dict)

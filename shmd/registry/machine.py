@@ -1,0 +1,159 @@
+"""The broker, as a pure state machine: an event in, a list of effects out.
+
+    connection ──▶ client_connected, client_left, hello_overdue ─┐
+    packet     ──▶ request, protocol_error ──────────────────────┼──▶ Registry ──▶ [Effect, …] ──▶ daemon
+    segments   ──▶ topic_created, topic_failed ──────────────────┤
+    process    ──▶ process_died ─────────────────────────────────┘
+
+It knows no clock, socket or segment: what happens out there comes in by events, and what shall happen goes out as
+effects, to be performed in order before the next event. That makes it deterministic, and testable against a model.
+
+Two rules serve all requests:
+
+- **Checked before changed.** A handler raises before it touches the state; ``_attempt`` turns that into the refusal.
+- **Queued behind a creation.** Making a topic takes time (its memory is pre-faulted). A request that names a topic in
+  the making is kept and tried again, in order, when the topic is there or has failed. So is the request that caused it.
+
+A departed client is forgotten at once, with one exception: an exclusive publisher appends without a lock, so its lease
+must not pass on while its process could still write, connected or not. It stays until ``process_died``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmd import limits, names, protocol
+from shmd.errors import LimitExceeded, ProtocolError, ShmdError
+from shmd.registry.effects import HangUp, Send
+from shmd.registry.entities import Seats, Topic
+from shmd.registry.requests import handle
+from shmd.registry.state import State
+
+if TYPE_CHECKING:
+    from shmd.policy import Credentials
+    from shmd.registry.effects import Effect
+    from shmd.registry.entities import Client, Creation, Identity, Quotas
+
+
+class Registry:
+    """Clients, topics and who takes part in what. Every event method returns the effects to perform."""
+
+    def __init__(self, identity: Identity, quotas: Quotas) -> None:
+        self._state = State(identity, quotas)
+
+    # --- events: connections ------------------------------------------------------------------------------------------
+
+    def client_connected(self, number: int, credentials: Credentials) -> list[Effect]:
+        """A connection was accepted; ``number`` was never used before."""
+        try:
+            self._state.add_client(number, credentials)
+        except LimitExceeded as error:
+            return [Send(number, protocol.refusal(0, error)), HangUp(number, error.message)]
+        return []
+
+    def hello_overdue(self, number: int) -> list[Effect]:
+        """The time to say hello is over."""
+        client = self._state.clients.get(number)
+        if client is not None and client.hello is None:
+            self._state.hang_up(client, f"no hello within {limits.HELLO_TIMEOUT_S:g} s")
+        return self._state.take_effects()
+
+    def client_left(self, number: int) -> list[Effect]:
+        """The connection is gone, whoever ended it."""
+        if client := self._state.clients.get(number):
+            self._state.remove_client(client)
+        return self._state.take_effects()
+
+    def process_died(self, number: int) -> list[Effect]:
+        """The process of a client that had left (``AwaitDeath``) is proven dead."""
+        if client := self._state.leaseholders.pop(number, None):
+            self._state.end_leases(client)
+        return self._state.take_effects()
+
+    # --- events: what clients say -------------------------------------------------------------------------------------
+
+    def request(self, number: int, message: protocol.Request) -> list[Effect]:
+        """A well-formed request. Ignored if the client has been hung up on."""
+        if client := self._state.clients.get(number):
+            try:
+                self._admit(client, message)
+            except ProtocolError as error:
+                self._offence(client, message.id, error)
+            except LimitExceeded as error:
+                self._state.refuse(client, message.id, error)
+            else:
+                self._attempt(client, message)
+        return self._state.take_effects()
+
+    def protocol_error(self, number: int, error: ProtocolError) -> list[Effect]:
+        """A packet that was no request."""
+        if client := self._state.clients.get(number):
+            self._offence(client, 0, error)
+        return self._state.take_effects()
+
+    # --- events: resources --------------------------------------------------------------------------------------------
+
+    def topic_created(self, name: str, info: protocol.TopicInfo) -> list[Effect]:
+        """``CreateTopic`` succeeded. Watches get their slots before anybody learns that the topic is there."""
+        state = self._state
+        creation = state.creations.pop(name)
+        topic = Topic(info, state.ownership(info), creation.declared_by, Seats(state.quotas.subscribers_per_topic))
+        state.topics[name] = topic
+        watches = list(state.watches_of(topic))
+        for _, watch in watches:
+            if seat := topic.seats.take():
+                watch.seats[name] = seat
+                state.grant_slot(topic, seat, tethered=watch.tethered)
+        for request_id, watch in watches:
+            self._state.send(watch.client, protocol.TopicAdded(watch=request_id, topic=name, existing=False))
+        self._attempt_waiting(creation)
+        return state.take_effects()
+
+    def topic_failed(self, name: str, error: ShmdError) -> list[Effect]:
+        """``CreateTopic`` failed and left nothing behind. Who else waits may try with options of its own."""
+        creation = self._state.creations.pop(name)
+        number, request_id = creation.creator
+        if creation.waiting.pop(creation.creator, None):
+            client = self._state.clients[number]
+            del client.pending[request_id]
+            self._state.refuse(client, request_id, error)
+        self._attempt_waiting(creation)
+        return self._state.take_effects()
+
+    # --- shared by all requests ---------------------------------------------------------------------------------------
+
+    def _admit(self, client: Client, message: protocol.Request) -> None:
+        is_hello = isinstance(message, protocol.Hello)
+        if is_hello and client.hello is not None:
+            raise ProtocolError("hello comes once", "connect again to begin anew")
+        if not is_hello and client.hello is None:
+            raise ProtocolError(f"{type(message).__name__} came before Hello", "say hello first")
+        if message.id in client.handles or message.id in client.pending:
+            raise ProtocolError(f"id {message.id} is in use", "give every request an id of its own")
+        under_way, limit = len(client.pending), self._state.quotas.requests_per_client
+        if under_way >= limit and not isinstance(message, protocol.Cancel):
+            raise LimitExceeded(f"{under_way} requests are under way, the limit for one client", "await some replies")
+
+    def _attempt(self, client: Client, message: protocol.Request) -> None:
+        try:
+            name = getattr(message, "topic", None)
+            if name is not None:
+                names.check_topic(name)
+                if creation := self._state.creations.get(name):
+                    self._state.enqueue(creation, client, message)
+                    return
+            handle(self._state, client, message)
+        except ShmdError as error:
+            self._state.refuse(client, message.id, error)
+
+    def _attempt_waiting(self, creation: Creation) -> None:
+        for (number, request_id), message in creation.waiting.items():
+            client = self._state.clients[number]
+            del client.pending[request_id]
+            self._attempt(client, message)
+
+    def _offence(self, client: Client, request_id: int, error: ProtocolError) -> None:
+        client.protocol_errors += 1
+        self._state.refuse(client, request_id, error)
+        if client.protocol_errors >= self._state.quotas.protocol_errors:
+            self._state.hang_up(client, f"{client.protocol_errors} protocol errors, the last: {error.message}")

@@ -1,0 +1,258 @@
+"""What each request does, one function a message. It checks first and raises; only then does it change anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from shmd import limits, names, policy, protocol
+from shmd.errors import LimitExceeded, NamespaceMismatch, PermissionDenied, TopicBusy, VersionMismatch
+from shmd.registry.effects import CreateTopic, ReportStat, SlotHolder
+from shmd.registry.entities import Creation, Publisher, Subscriber, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shmd.registry.entities import Client, Identity, Seat, Topic
+    from shmd.registry.state import State
+
+
+def handle(state: State, client: Client, message: protocol.Request) -> None:
+    """Do what ``message`` asks. A ``ShmdError`` says why not; then nothing has changed."""
+    _HANDLERS[type(message)](state, client, message)
+
+
+# --- hello ------------------------------------------------------------------------------------------------------------
+
+
+def _hello(state: State, client: Client, message: protocol.Hello) -> None:
+    identity = state.identity
+    try:
+        _check_hello(identity, message)
+    except (VersionMismatch, NamespaceMismatch) as error:
+        state.refuse(client, message.id, error)
+        state.hang_up(client, error.message)
+        return
+    client.hello = message
+    welcome = protocol.Welcome(
+        id=message.id,
+        major=protocol.VERSION_MAJOR,
+        minor=protocol.VERSION_MINOR,
+        client=client.number,
+        instance=identity.instance,
+        instance_id=identity.instance_id,
+        ipc_namespace=identity.ipc_namespace,
+        pid=identity.credentials.pid,
+    )
+    state.send(client, welcome)
+
+
+def _check_hello(identity: Identity, message: protocol.Hello) -> None:
+    if message.major != protocol.VERSION_MAJOR:
+        raise VersionMismatch(
+            f"this daemon speaks version {protocol.VERSION_MAJOR} of the control protocol, not {message.major}",
+            "use the same release of shmd on both sides",
+        )
+    ours, theirs = identity.ipc_namespace, message.ipc_namespace
+    if ours and theirs and ours != theirs:
+        raise NamespaceMismatch(
+            f"the client is in IPC namespace {theirs}, the daemon in {ours}: they cannot share segments",
+            "let the client's container share the daemon's: --ipc=host",
+        )
+
+
+# --- topics: declare, list, look at, remove ---------------------------------------------------------------------------
+
+
+def _declare(state: State, client: Client, message: protocol.Declare) -> None:
+    if topic := _ensure_topic(state, client, message, policy.READ):
+        state.send(client, protocol.TopicReply(id=message.id, topic=topic.info))
+
+
+def _ensure_topic(
+    state: State, client: Client, message: protocol.Declare | protocol.OpenPublisher, want: int
+) -> Topic | None:
+    """The topic; None if it has to be made first, for which the request waits from now on."""
+    name = message.topic
+    if name in state.topics:
+        topic = state.topic(client, name, want)
+        policy.check_match(message.options, topic.info)
+        return topic
+    settings = policy.resolve(message.options, client.credentials, state.identity.credentials)
+    policy.check_creator(client.credentials, state.ownership(settings), want)
+    state.check_topic_quotas(settings.size_bytes)
+    creation = Creation(name, settings, (client.number, message.id), client.credentials.uid)
+    state.creations[name] = creation
+    state.enqueue(creation, client, message)
+    state.effects.append(CreateTopic(name, settings))
+    return None
+
+
+def _list_topics(state: State, client: Client, message: protocol.ListTopics) -> None:
+    names.check_pattern(message.pattern)
+    infos = [topic.info for topic in state.topics_readable_by(client, message.pattern)]
+    rest = [info for info in infos if info.name > message.after]
+    page = tuple(rest[: limits.PAGE_ENTRIES_MAX])
+    following = page[-1].name if len(rest) > len(page) else None
+    state.send(client, protocol.TopicList(id=message.id, topics=page, next=following))
+
+
+def _stat_topic(state: State, client: Client, message: protocol.StatTopic) -> None:
+    topic = state.topic(client, message.topic, policy.READ)
+    publishers = tuple(_publisher_stat(publisher) for publisher in topic.publishers.values())
+    holders = [_slot_holder(subscriber.client, subscriber.seat) for subscriber in topic.subscribers.values()]
+    for _, watch in state.watches_of(topic):
+        if seat := watch.seats.get(message.topic):
+            holders.append(_slot_holder(watch.client, seat))
+    state.effects.append(ReportStat(client.number, message.id, message.topic, publishers, tuple(holders)))
+
+
+def _publisher_stat(publisher: Publisher) -> protocol.PublisherStat:
+    who = publisher.client
+    return protocol.PublisherStat(
+        name=who.name, pid=who.credentials.pid, uid=who.credentials.uid, publisher=publisher.number
+    )
+
+
+def _slot_holder(who: Client, seat: Seat) -> SlotHolder:
+    return SlotHolder(seat.slot, seat.incarnation, who.name, who.credentials.pid, who.credentials.uid)
+
+
+def _peek(state: State, client: Client, message: protocol.Peek) -> None:
+    topic = state.topic(client, message.topic, policy.READ)
+    client.peeked.add(message.topic)
+    state.send(client, protocol.TopicReply(id=message.id, topic=topic.info))
+
+
+def _remove_topic(state: State, client: Client, message: protocol.RemoveTopic) -> None:
+    topic = state.topic(client, message.topic, policy.NOTHING)
+    if not policy.may_remove(client.credentials, topic.ownership, topic.declared_by):
+        raise PermissionDenied(
+            f"uid {client.credentials.uid} may not remove topic {message.topic!r}, "
+            f"which uid {topic.ownership.uid} owns and uid {topic.declared_by} declared",
+            "ask one of them, or root",
+        )
+    state.remove_topic(topic)
+    state.send(client, protocol.Done(id=message.id))
+
+
+# --- publishers -------------------------------------------------------------------------------------------------------
+
+
+def _open_publisher(state: State, client: Client, message: protocol.OpenPublisher) -> None:
+    state.check_handle_quota(client)
+    topic = _ensure_topic(state, client, message, policy.READ | policy.WRITE)
+    if topic is None:
+        return
+    _check_fellow_publishers(client, topic)
+    publisher = Publisher(message.topic, state.next_publisher_number(), client)
+    client.handles[message.id] = publisher
+    topic.publishers[client.number, message.id] = publisher
+    granted = protocol.PublisherGranted(id=message.id, topic=topic.info, publisher=publisher.number)
+    state.send(client, granted, bells_of=message.topic)
+
+
+def _check_fellow_publishers(client: Client, topic: Topic) -> None:
+    fellow = next(iter(topic.publishers.values()), None)
+    if fellow is None:
+        return
+    if topic.info.exclusive:
+        raise TopicBusy(
+            f"topic {topic.info.name!r} is exclusive, and {fellow.client} publishes to it",
+            "it becomes free when that publisher is closed or its process ends",
+        )
+    if fellow.client.pid_namespace != client.pid_namespace:
+        raise NamespaceMismatch(
+            f"{fellow.client} publishes to topic {topic.info.name!r} from another PID namespace",
+            "publishers of a shared topic lock by thread id: let their containers share one namespace (--pid=host)",
+        )
+
+
+def _wait_subscribers(state: State, client: Client, message: protocol.WaitSubscribers) -> None:
+    topic = state.topic(client, message.topic, policy.READ)
+    topic.waits[client.number, message.id] = message
+    client.pending[message.id] = message.topic
+    _settle_waits(state, topic)
+
+
+def _settle_waits(state: State, topic: Topic) -> None:
+    for (number, request_id), wait in list(topic.waits.items()):
+        if len(topic.subscribers) >= wait.count:
+            client = state.clients[number]
+            state.drop_pending(client, request_id)
+            state.send(client, protocol.Done(id=request_id))
+
+
+# --- subscribers ------------------------------------------------------------------------------------------------------
+
+
+def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscriber) -> None:
+    state.check_handle_quota(client)
+    topic = state.topic(client, message.topic, policy.READ)
+    seat = _take_kept_seat(client, message)
+    from_start = seat is not None
+    if seat is None:
+        seat = topic.seats.take()
+        if seat is None:
+            raise LimitExceeded(
+                f"topic {message.topic!r} has {state.quotas.subscribers_per_topic} subscribers, the limit for one",
+                "close some subscriptions",
+            )
+        # No tether at position 0, where it would hold publishers up until the subscriber has found its start.
+        state.grant_slot(topic, seat, tethered=False)
+    subscriber = Subscriber(message.topic, seat, client)
+    client.handles[message.id] = subscriber
+    topic.subscribers[client.number, message.id] = subscriber
+    granted = protocol.SubscriberGranted(
+        id=message.id, topic=topic.info, slot=seat.slot, incarnation=seat.incarnation, from_start=from_start
+    )
+    state.send(client, granted, bells_of=message.topic)
+    _settle_waits(state, topic)
+
+
+def _take_kept_seat(client: Client, message: protocol.OpenSubscriber) -> Seat | None:
+    """The slot that the client's own watch kept since the topic's creation, if there is one."""
+    watch = client.handles.get(message.watch) if message.watch else None
+    return watch.seats.pop(message.topic, None) if isinstance(watch, Watch) else None
+
+
+def _watch(state: State, client: Client, message: protocol.Watch) -> None:
+    names.check_pattern(message.pattern)
+    state.check_handle_quota(client)
+    watch = Watch(message.pattern, message.tethered, client)
+    client.handles[message.id] = watch
+    state.watches[client.number, message.id] = watch
+    for topic in state.topics_readable_by(client, message.pattern):
+        state.send(client, protocol.TopicAdded(watch=message.id, topic=topic.info.name, existing=True))
+    state.send(client, protocol.Done(id=message.id))
+
+
+# --- handles ----------------------------------------------------------------------------------------------------------
+
+
+def _close(state: State, client: Client, message: protocol.Close) -> None:
+    if message.handle in client.handles:
+        state.close_handle(client, message.handle)
+    state.send(client, protocol.Done(id=message.id))
+
+
+def _cancel(state: State, client: Client, message: protocol.Cancel) -> None:
+    if message.target in client.pending:
+        state.drop_pending(client, message.target)
+    elif message.target in client.handles:
+        state.close_handle(client, message.target)
+
+
+_HANDLERS: Final[dict[type, Callable[[State, Client, Any], None]]] = {
+    protocol.Hello: _hello,
+    protocol.Declare: _declare,
+    protocol.OpenPublisher: _open_publisher,
+    protocol.OpenSubscriber: _open_subscriber,
+    protocol.Peek: _peek,
+    protocol.Watch: _watch,
+    protocol.Close: _close,
+    protocol.ListTopics: _list_topics,
+    protocol.StatTopic: _stat_topic,
+    protocol.RemoveTopic: _remove_topic,
+    protocol.WaitSubscribers: _wait_subscribers,
+    protocol.Cancel: _cancel,
+}

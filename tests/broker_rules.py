@@ -1,0 +1,197 @@
+"""A registry with a world around it: what its effects do to clients, topics and slots, checked as they come.
+
+``World`` performs effects the way a daemon would, only in dictionaries, and asserts what must hold for each of them:
+nobody who has gone is spoken to, a slot has one holder, an incarnation never returns, bells go with their topics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shmd import protocol
+from shmd.errors import ShmdError
+from shmd.policy import Credentials
+from shmd.registry import (
+    AwaitDeath,
+    CreateTopic,
+    DestroyTopic,
+    GrantSlot,
+    HangUp,
+    Identity,
+    Quotas,
+    Registry,
+    ReleaseSlot,
+    ReportStat,
+    RingBells,
+    Send,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shmd.registry import Effect
+
+OVERHEAD_BYTES = 100
+DAEMON = Credentials(uid=500, gid=500, pid=77)
+IDENTITY = Identity(
+    instance="test",
+    instance_id=bytes(range(16)),
+    credentials=DAEMON,
+    ipc_namespace=4,
+    topic_overhead_bytes=OVERHEAD_BYTES,
+)
+
+
+@dataclass
+class World:
+    """One registry and all that it was told and has done. ``replies`` are the messages each client got, in order."""
+
+    quotas: Quotas = field(default_factory=Quotas)
+    replies: dict[int, list[protocol.Outbound]] = field(default_factory=dict)
+    creating: dict[str, CreateTopic] = field(default_factory=dict)
+    topics: dict[str, protocol.TopicInfo] = field(default_factory=dict)
+    slots: dict[tuple[str, int], tuple[int, bool]] = field(default_factory=dict)
+    dying: set[int] = field(default_factory=set)
+    log: list[Effect] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.registry = Registry(IDENTITY, self.quotas)
+        self._numbers = 0
+        self._ids = 0
+        self._topics_made = 0
+        self._last_incarnation: dict[tuple[str, int], int] = {}
+
+    # --- events ---
+
+    def connect(self, uid: int = DAEMON.uid, *, gid: int | None = None, groups: Iterable[int] = ()) -> int:
+        """A connection that has not said hello."""
+        self._numbers += 1
+        number = self._numbers
+        self.replies[number] = []
+        credentials = Credentials(uid, uid if gid is None else gid, 9000 + number, frozenset(groups))
+        self.perform(self.registry.client_connected(number, credentials))
+        return number
+
+    def client(
+        self, uid: int = DAEMON.uid, *, name: str = "", pid_namespace: int = 1, groups: Iterable[int] = ()
+    ) -> int:
+        """A client that is welcome."""
+        number = self.connect(uid, groups=groups)
+        hello = protocol.Hello(
+            id=self.new_id(),
+            major=1,
+            minor=0,
+            name=name,
+            ipc_namespace=IDENTITY.ipc_namespace,
+            pid_namespace=pid_namespace,
+        )
+        (welcome,) = self.send(number, hello)
+        assert isinstance(welcome, protocol.Welcome)
+        return number
+
+    def new_id(self) -> int:
+        self._ids += 1
+        return self._ids
+
+    def send(self, number: int, message: protocol.Request) -> list[protocol.Outbound]:
+        """What that client hears because of ``message``."""
+        heard = len(self.replies[number])
+        self.perform(self.registry.request(number, message))
+        return self.replies.get(number, [])[heard:]
+
+    def ask(self, number: int, message: protocol.Request) -> protocol.Outbound:
+        """The one answer to ``message``, topics being made at once."""
+        heard = len(self.replies[number])
+        self.send(number, message)
+        self.finish_creations()
+        answers = [reply for reply in self.replies[number][heard:] if getattr(reply, "id", None) == message.id]
+        assert len(answers) == 1, answers
+        return answers[0]
+
+    def refused(self, number: int, message: protocol.Request) -> ShmdError:
+        """The error that ``message`` is answered with."""
+        reply = self.ask(number, message)
+        assert isinstance(reply, protocol.Refused), reply
+        return ShmdError.from_wire(reply.code, reply.message, reply.hint)
+
+    def leave(self, number: int) -> None:
+        del self.replies[number]
+        self.perform(self.registry.client_left(number))
+
+    def finish_creations(self) -> None:
+        while self.creating:
+            self.topic_made(next(iter(self.creating)))
+
+    def topic_made(self, name: str) -> None:
+        settings = self.creating.pop(name).settings
+        self._topics_made += 1
+        info = protocol.TopicInfo(
+            name=name,
+            topic_id=self._topics_made.to_bytes(16, "little"),
+            log_id=1,
+            log_key=1,
+            ctl_id=2,
+            ctl_key=2,
+            size_bytes=settings.size_bytes,
+            when_full=settings.when_full,
+            exclusive=settings.exclusive,
+            mode=settings.mode,
+            uid=settings.uid,
+            gid=settings.gid,
+            created_ns=1,
+            hostile=settings.hostile,
+        )
+        self.topics[name] = info
+        self.perform(self.registry.topic_created(name, info))
+
+    def topic_failed(self, name: str, error: ShmdError) -> None:
+        del self.creating[name]
+        self.perform(self.registry.topic_failed(name, error))
+
+    def process_died(self, number: int) -> None:
+        self.dying.remove(number)
+        self.perform(self.registry.process_died(number))
+
+    # --- effects ---
+
+    def perform(self, effects: list[Effect]) -> None:
+        self.log = effects
+        for effect in effects:
+            match effect:
+                case Send(number, message, bells_of):
+                    protocol.encode(message)
+                    grants = isinstance(message, protocol.PublisherGranted | protocol.SubscriberGranted)
+                    assert (bells_of is not None) == grants
+                    assert bells_of is None or bells_of in self.topics
+                    self.replies[number].append(message)
+                case HangUp(number):
+                    del self.replies[number]
+                case CreateTopic(name):
+                    assert name not in self.topics
+                    assert name not in self.creating
+                    self.creating[name] = effect
+                case DestroyTopic(name):
+                    del self.topics[name]
+                    self.slots = {place: holder for place, holder in self.slots.items() if place[0] != name}
+                case GrantSlot(name, slot, incarnation, tethered):
+                    self._granted(name, slot, incarnation, tethered)
+                case ReleaseSlot(name, slot, incarnation):
+                    assert self.slots.pop((name, slot))[0] == incarnation
+                case RingBells(name):
+                    assert name in self.topics
+                case ReportStat(number, _, name):
+                    assert name in self.topics
+                    assert number in self.replies
+                case AwaitDeath(number):
+                    self.dying.add(number)
+
+    def _granted(self, name: str, slot: int, incarnation: int, tethered: bool) -> None:
+        info = self.topics[name]
+        assert (name, slot) not in self.slots, "a slot was given away twice"
+        assert not tethered or info.when_full == "wait"
+        assert 0 <= slot < self.quotas.subscribers_per_topic
+        life = (info.topic_id.hex(), slot)
+        assert incarnation > self._last_incarnation.get(life, 0), "an incarnation came back"
+        self._last_incarnation[life] = incarnation
+        self.slots[name, slot] = (incarnation, tethered)
