@@ -1,0 +1,165 @@
+"""The daemon of one instance: its lock, its socket, its beginning and its end.
+
+    async with Daemon(DaemonConfig(...)) as daemon:
+        await daemon.serve_forever()
+
+It can be embedded in any program with an event loop, asyncio's or uvloop's. It touches the file system only when it
+starts and ends, and installs no signal handlers: whoever runs it ends it by cancelling ``serve_forever`` or leaving the
+block. What it does for its clients is in ``broker``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import resource
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from shmd import systemd, topic_store
+from shmd.broker import Broker
+from shmd.errors import ConfigError, UsageError
+from shmd.listener import Listener
+from shmd.policy import Credentials
+from shmd.registry import Identity, Quotas, Registry
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from shmd.config import DaemonConfig
+
+logger = logging.getLogger(__name__)
+
+_REMOVE_TOPICS_AT_STOP: Final = True
+"""Nothing could find the segments again: they go with the daemon that made them."""
+
+
+class Daemon:
+    """A running shmd. An async context manager: entering it listens, leaving it hangs up and gives everything back."""
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self._config = config
+        self._resources = AsyncExitStack()
+        self._listener: Listener | None = None
+        self._closed = asyncio.Event()
+
+    @property
+    def socket_path(self) -> Path:
+        """Where it listens: as configured, or the service manager's choice where that opened the socket."""
+        return self._listener.path if self._listener else self._config.socket_path
+
+    async def start(self) -> None:
+        """Lock the instance and listen. Clients are served from now on, whenever the loop runs.
+
+        ``ConfigError`` if another daemon runs this instance, or the socket cannot be there; then nothing is left open.
+        Raises this process's limit of descriptors to its hard limit, and leaves it there. ``UsageError`` the second
+        time.
+        """
+        if self._listener is not None:
+            raise UsageError("this daemon was started already", "make another Daemon")
+        async with AsyncExitStack() as undo:
+            loop = asyncio.get_running_loop()
+            _raise_descriptor_limit()
+            undo.callback(os.close, _lock_instance(self._config))
+            registry = Registry(_identity(self._config), _quotas(self._config))
+            broker = Broker(loop, registry, self._config.instance_id())
+            undo.push_async_callback(broker.close, remove=_REMOVE_TOPICS_AT_STOP)
+            self._listener = _listen(loop, self._config, broker)
+            undo.callback(self._listener.close)
+            self._resources = undo.pop_all()
+        logger.info("listening on %s", self.socket_path)
+
+    async def serve_forever(self) -> None:
+        """Tell the service manager, if there is one, that the daemon is ready, and return when it is closed.
+
+        Cancelling it tells the manager that the daemon is stopping; the daemon then waits to be closed.
+        """
+        await asyncio.to_thread(systemd.notify, systemd.READY, systemd.status(f"listening on {self.socket_path}"))
+        interval_s = systemd.watchdog_interval_s()
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(interval_s):
+                        await self._closed.wait()
+                    return
+                except TimeoutError:
+                    await asyncio.to_thread(systemd.notify, systemd.WATCHDOG)
+        finally:
+            await asyncio.to_thread(systemd.notify, systemd.STOPPING)
+
+    async def close(self) -> None:
+        """Stop listening, hang up on all clients, remove the topics, and unlock the instance. Twice is fine."""
+        self._closed.set()
+        await self._resources.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """A client costs one descriptor and a topic two: the soft limit of 1024 is for programs that call select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _lock_instance(config: DaemonConfig) -> int:
+    """Become the one daemon of this instance until the returned descriptor is closed. ``ConfigError`` if there is one.
+
+    The file stays: were it removed, two daemons could lock two files of the same name.
+    """
+    path = config.lock_path
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot open {path}: {error.strerror}", "choose another --runtime-dir") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise ConfigError(
+            f"instance {config.instance!r} has a daemon already (pid {holder}, lock {path})",
+            "stop it, or give this one another --instance or --runtime-dir",
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _listen(loop: asyncio.AbstractEventLoop, config: DaemonConfig, broker: Broker) -> Listener:
+    inherited = systemd.inherited_descriptors()
+    if len(inherited) > 1:
+        raise ConfigError(f"the service manager passed {len(inherited)} sockets", "leave one in the socket unit")
+    if inherited:
+        return Listener.adopt(loop, inherited[0].fd, broker.accept)
+    return Listener.bind(loop, config.socket_path, broker.accept, mode=config.socket_mode)
+
+
+def _identity(config: DaemonConfig) -> Identity:
+    return Identity(
+        instance=config.instance,
+        instance_id=config.instance_id(),
+        credentials=Credentials(os.geteuid(), os.getegid(), os.getpid(), frozenset(os.getgroups())),
+        ipc_namespace=Path("/proc/self/ns/ipc").stat().st_ino,
+        topic_overhead_bytes=topic_store.OVERHEAD_BYTES,
+    )
+
+
+def _quotas(config: DaemonConfig) -> Quotas:
+    return Quotas(
+        clients=config.clients_max,
+        clients_per_uid=config.clients_per_uid_max,
+        topics=config.topics_max,
+        total_bytes=config.total_bytes,
+    )
