@@ -1,0 +1,336 @@
+"""The client: connect to a daemon, and from there topics, publishers and subscriptions.
+
+    async with shmd.connect() as client:
+        publisher = await client.publisher("prices")
+        await publisher.publish({"sym": "ABCD", "px": 101.25})
+
+Whatever opens something (``connect``, ``publisher``, ``subscribe``) gives an ``Opener``: await it, or enter it with
+``async with``. All methods belong to the loop that ``connect`` ran in; any number of tasks may call them at a time.
+Cancelling one gives back whatever it had opened by then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+
+from shmd import config, limits, names, protocol, transport, units
+from shmd.codec import make_codec
+from shmd.errors import InvalidOption, NoSuchTopic, SegmentInvalid, SegmentNotFound, SegmentRemoved, VersionMismatch
+from shmd.hub import Hub, give_back_dropped
+from shmd.opener import Opener
+from shmd.protocol import WhenFull
+from shmd.publisher import Publisher, PublisherSeat
+from shmd.start import parse_start
+from shmd.subscription import Subscription
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from shmd import _core
+    from shmd.codec import Codec, CodecName
+    from shmd.protocol import TopicInfo, TopicStat
+    from shmd.start import Seek, Start
+
+T = TypeVar("T")
+
+
+def connect(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = None,
+    instance: str | None = None,
+    timeout_s: float = limits.CONNECT_TIMEOUT_S,
+) -> Opener[Client]:
+    """Connect to the daemon at the socket ``path``, or of ``instance``, or the first that there is.
+
+    Without ``path``: ``$SHMD_SOCKET``, else the first that exists of ``$XDG_RUNTIME_DIR/shmd/control.sock`` and
+    ``/run/shmd/control.sock``. ``name`` is what ``stat`` shows (by default the program's). Raises
+    ``DaemonUnavailable``, which says where it looked, ``VersionMismatch``, ``NamespaceMismatch``, ``LimitExceeded``.
+    """
+    return Opener(_connect(path, name, instance, timeout_s))
+
+
+async def _connect(
+    path: str | os.PathLike[str] | None, name: str | None, instance: str | None, timeout_s: float
+) -> Client:
+    hello_name = Path(sys.argv[0]).name[: limits.CLIENT_NAME_BYTES_MAX] if name is None else name
+    if len(hello_name) > limits.CLIENT_NAME_BYTES_MAX:
+        raise InvalidOption(f"{name!r} is too long for a client's name", f"{limits.CLIENT_NAME_BYTES_MAX} characters")
+    hub = Hub(await transport.connect(config.find_socket(path, instance), timeout_s))
+    try:
+        hello = protocol.Hello(
+            id=hub.session.next_id(),
+            major=protocol.VERSION_MAJOR,
+            minor=protocol.VERSION_MINOR,
+            name=hello_name,
+            ipc_namespace=_namespace("ipc"),
+            pid_namespace=_namespace("pid"),
+        )
+        welcome = await hub.session.request(hello, protocol.Welcome, timeout_s=timeout_s)
+        if welcome.major != protocol.VERSION_MAJOR:
+            raise VersionMismatch(f"the daemon speaks version {welcome.major}, we speak {protocol.VERSION_MAJOR}")
+    except BaseException:
+        await hub.close()
+        raise
+    return Client(hub, welcome)
+
+
+class Client:
+    """One connection to a daemon, and all that was opened through it. Made by ``connect``."""
+
+    def __init__(self, hub: Hub, welcome: protocol.Welcome) -> None:
+        """Not for callers: see ``connect``."""
+        self._hub = hub
+        self._welcome = welcome
+        self._codec: Codec = make_codec()
+
+    @property
+    def state(self) -> Literal["connected", "disconnected", "closed"]:
+        """``"disconnected"``: the daemon went away; publishers and subscriptions go on, requests do not."""
+        if self._hub.closed:
+            return "closed"
+        return "connected" if self._hub.session.connected else "disconnected"
+
+    @property
+    def instance(self) -> str:
+        """The daemon's instance."""
+        return self._welcome.instance
+
+    @property
+    def daemon_pid(self) -> int:
+        """The daemon's process, as it was at ``connect``."""
+        return self._welcome.pid
+
+    async def topic(
+        self,
+        name: str,
+        *,
+        size: int | str | None = None,
+        when_full: WhenFull | None = None,
+        exclusive: bool | None = None,
+        mode: int | None = None,
+    ) -> TopicInfo:
+        """Declare a topic: create it if there is none of this name.
+
+        ``size`` is its ring, in bytes or like ``"16MiB"``, rounded up to a power of two (1 MiB); ``when_full`` is
+        ``"discard-old"`` (the default) or ``"wait"``; ``exclusive`` allows one publisher only (False); ``mode`` are its
+        permission bits. None means: as it is, or the default. ``TopicMismatch`` names both values where it exists with
+        others; ``InvalidName``, ``InvalidOption``, ``PermissionDenied``, ``LimitExceeded``, ``Disconnected``.
+        """
+        options = _topic_options(size, when_full, exclusive, mode)
+        message = protocol.Declare(id=self._next_id(), topic=names.check_topic(name), options=options)
+        return (await self._hub.session.request(message, protocol.TopicReply)).topic
+
+    @overload
+    def publisher(
+        self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
+        exclusive: bool | None = ..., mode: int | None = ..., type: type[T], codec: CodecName = ...,
+    ) -> Opener[Publisher[T]]: ...  # fmt: skip
+
+    @overload
+    def publisher(
+        self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
+        exclusive: bool | None = ..., mode: int | None = ..., type: None = ..., codec: CodecName = ...,
+    ) -> Opener[Publisher[Any]]: ...  # fmt: skip
+
+    def publisher(
+        self,
+        topic: str,
+        *,
+        size: int | str | None = None,
+        when_full: WhenFull | None = None,
+        exclusive: bool | None = None,
+        mode: int | None = None,
+        type: Any = None,
+        codec: CodecName = "msgpack",
+    ) -> Opener[Publisher[Any]]:
+        """Declare ``topic`` (see ``topic`` for its options) and open it for publishing.
+
+        ``codec`` is ``"msgpack"`` or ``"raw"`` (bytes); ``type`` a ``msgspec.Struct`` class whose instances are
+        published. Raises as ``topic`` does, and ``TopicBusy`` where an exclusive topic has a publisher.
+        """
+        return Opener(
+            self._open_publisher(topic, make_codec(codec, type), _topic_options(size, when_full, exclusive, mode))
+        )
+
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        start: Start = ...,
+        tethered: bool = ...,
+        type: type[T],
+        codec: CodecName = ...,
+        spin: float = ...,
+    ) -> Opener[Subscription[T]]: ...
+
+    @overload
+    def subscribe(
+        self, topic: str, *, start: Start = ..., tethered: bool = ..., type: None = ..., codec: CodecName = ...,
+        spin: float = ...,
+    ) -> Opener[Subscription[Any]]: ...  # fmt: skip
+
+    def subscribe(
+        self,
+        topic: str,
+        *,
+        start: Start = "new",
+        tethered: bool = True,
+        type: Any = None,
+        codec: CodecName = "msgpack",
+        spin: float = 0.0,
+    ) -> Opener[Subscription[Any]]:
+        """Subscribe to a topic, or to all that match a pattern (``*`` one token, ``>`` the rest).
+
+        Joins the topics that exist before it returns, each at ``start``: ``"new"``, ``"last"``, ``"all"``, a sequence
+        number (one already discarded starts at the oldest, and ``lost`` counts the rest) or an aware datetime. Topics
+        created later are joined from their first record. ``tethered`` holds publishers of a `wait` topic back.
+        ``spin`` is for how many seconds a read looks again on every turn of the loop before it sleeps: latency for
+        CPU.
+
+        Raises ``InvalidName``, ``InvalidOption``, ``PermissionDenied``, ``LimitExceeded``, ``Disconnected``. With a
+        pattern, topics that may not be read are left out.
+        """
+        if not 0 <= spin < float("inf"):
+            raise InvalidOption(f"spin cannot be {spin} seconds", "0 to never spin, else a small number like 0.001")
+        names.check_pattern(topic)
+        opening = self._open_subscription(topic, parse_start(start), make_codec(codec, type), tethered, spin)
+        return Opener(opening)
+
+    @overload
+    async def latest(self, topic: str, *, type: type[T], codec: CodecName = ...) -> _core.Record[T] | None: ...
+
+    @overload
+    async def latest(self, topic: str, *, type: None = ..., codec: CodecName = ...) -> _core.Record[Any] | None: ...
+
+    async def latest(
+        self,
+        topic: str,
+        *,
+        type: Any = None,
+        codec: CodecName = "msgpack",
+    ) -> _core.Record[Any] | None:
+        """The newest record of ``topic``; None if there is no record, or no topic. Takes nothing from any subscription.
+
+        A request to the daemon the first time, afterwards a memory read (for the ``limits.LATEST_TOPICS_MAX`` topics
+        last asked for, and those that are open here). Raises ``PermissionDenied``, ``CorruptTopic``, ``Disconnected``.
+        """
+        decode = self._codec.decode if type is None and codec == "msgpack" else make_codec(codec, type).decode
+        self._hub.check_open()
+        log = self._hub.find_log(topic)
+        if log is None:
+            log = await self._look(names.check_topic(topic))
+        return None if log is None else log.newest(decode)
+
+    async def topics(self, pattern: str = ">") -> list[TopicInfo]:
+        """All topics that match ``pattern`` and that this user may read, in the order of their names."""
+        names.check_pattern(pattern)
+        found: list[TopicInfo] = []
+        after: str | None = ""
+        while after is not None:
+            message = protocol.ListTopics(id=self._next_id(), pattern=pattern, after=after)
+            page = await self._hub.session.request(message, protocol.TopicList)
+            found.extend(page.topics)
+            after = page.next
+        return found
+
+    async def stat(self, topic: str) -> TopicStat | None:
+        """Counters and participants of ``topic``; None if there is none. Raises ``PermissionDenied``,
+        ``Disconnected``.
+        """
+        message = protocol.StatTopic(id=self._next_id(), topic=names.check_topic(topic))
+        try:
+            return (await self._hub.session.request(message, protocol.StatReply)).stat
+        except NoSuchTopic:
+            return None
+
+    async def remove(self, topic: str) -> None:
+        """Remove ``topic``. Its participants get ``TopicRemoved``, subscribers after what they have not read yet.
+
+        Raises ``NoSuchTopic``, ``PermissionDenied``, ``Disconnected``.
+        """
+        message = protocol.RemoveTopic(id=self._next_id(), topic=names.check_topic(topic))
+        await self._hub.session.request(message, protocol.Done)
+
+    async def close(self) -> None:
+        """Close everything that was opened through this client, and hang up. Twice is fine.
+
+        Cancelled meanwhile, it is closed all the same. ``BufferError`` within a ``reserve`` block; then that publisher
+        stays.
+        """
+        await self._hub.close()
+
+    def _next_id(self) -> int:
+        self._hub.check_open()
+        return self._hub.session.next_id()
+
+    async def _open_publisher(self, topic: str, codec: Codec, options: protocol.TopicOptions) -> Publisher[Any]:
+        hub = self._hub
+        message = protocol.OpenPublisher(id=self._next_id(), topic=names.check_topic(topic), options=options)
+        granted, bells = await hub.session.open(message, protocol.PublisherGranted)
+        with hub.taking(granted, bells):
+            seat = PublisherSeat(hub, granted, bells)
+        return Publisher(hub, seat, codec)
+
+    async def _open_subscription(
+        self, pattern: str, seek: Seek, codec: Codec, tethered: bool, spin_s: float
+    ) -> Subscription[Any]:
+        self._hub.check_open()
+        subscription: Subscription[Any] = Subscription(
+            self._hub, pattern, seek, codec, tethered=tethered, spin_s=spin_s
+        )
+        try:
+            await subscription.open()
+        except BaseException:
+            subscription.release()
+            raise
+        return subscription
+
+    async def _look(self, topic: str) -> _core.Log | None:
+        message = protocol.Peek(id=self._next_id(), topic=topic)
+        try:
+            info = (await self._hub.session.request(message, protocol.TopicReply)).topic
+            self._hub.check_open()
+            return self._hub.looks.keep(info)
+        except (NoSuchTopic, SegmentInvalid, SegmentNotFound, SegmentRemoved):
+            return None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        hub: Hub | None = getattr(self, "_hub", None)
+        if hub is not None and not hub.closed:
+            give_back_dropped(self, hub.loop, hub.drop)
+
+    def __repr__(self) -> str:
+        return f"<Client of instance {self.instance!r}, {self.state}>"
+
+
+def _topic_options(
+    size: int | str | None, when_full: WhenFull | None, exclusive: bool | None, mode: int | None
+) -> protocol.TopicOptions:
+    if when_full is not None and when_full not in get_args(WhenFull):
+        raise InvalidOption(f"when_full cannot be {when_full!r}", 'use "discard-old" or "wait"')
+    if mode is not None and not (type(mode) is int and 0 <= mode <= 0o777):
+        raise InvalidOption(f"mode cannot be {mode!r}", "give permission bits like 0o640")
+    size_bytes = None if size is None else units.parse_size(size)
+    return protocol.TopicOptions(size_bytes=size_bytes, when_full=when_full, exclusive=exclusive, mode=mode)
+
+
+def _namespace(kind: str) -> int:
+    """This process's namespace as a number; 0 where it cannot be told."""
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except OSError:
+        return 0

@@ -1,0 +1,302 @@
+"""Publishing: pack, append, and wait only where there is a reason to.
+
+``publish`` on a topic with room is one call into C and never suspends, but for a turn of the loop every so many records
+or milliseconds. Every suspension comes before the append, never after: a publish that is cancelled has not happened.
+
+Whoever finds no room (a `wait` topic) or a busy lock, or is due to yield, joins a line, and nobody overtakes: records
+of tasks that share a publisher are appended in the order in which the tasks came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from copy import copy
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from shmd import _core, limits, protocol
+from shmd.errors import ClosedError, Disconnected, InvalidOption, TopicFull, TopicLocked, TopicRemoved, UsageError
+from shmd.hub import Seat, Sleeper, give_back_dropped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from typing_extensions import Buffer
+
+    from shmd.codec import Codec
+    from shmd.errors import ShmdError
+    from shmd.hub import Hub
+    from shmd.session import Bells
+
+T = TypeVar("T")
+
+
+class PublisherSeat(Seat):
+    """The publisher's end of the log. ``append`` and ``append_many`` raise ``error`` instead, once there is one."""
+
+    __slots__ = ("append", "append_many", "appender", "error", "number", "sleeper")
+
+    def __init__(self, hub: Hub, granted: protocol.PublisherGranted, bells: Bells) -> None:
+        self.number = granted.publisher
+        self.sleeper = Sleeper()
+        self.error: ShmdError | None = None
+        super().__init__(hub, granted, bells, "publisher")
+
+    def enter(self) -> None:
+        self.appender = _core.Appender(
+            self.log,
+            publisher=self.number,
+            bell_fd=self._bells.record_fd,
+            yield_records=limits.YIELD_RECORDS,
+            yield_s=limits.YIELD_S,
+        )
+        self.append: Callable[[Buffer], int] = self.appender.append
+        self.append_many: Callable[[list[Buffer]], int] = self.appender.append_many
+
+    def ring(self) -> None:
+        if self.removed and self.error is None:
+            self._end(TopicRemoved(f"topic {self.info.name!r} was removed", "open a publisher again to create it anew"))
+        self.sleeper.wake()
+
+    def leave(self) -> None:
+        self.appender.close()
+        self._end(ClosedError(f"this publisher of {self.info.name!r} was closed"))
+        self.sleeper.wake()
+
+    def check(self) -> None:
+        """Raise why nothing can be published any more, if so."""
+        if self.error is not None:
+            raise copy(self.error)
+
+    def _end(self, error: ShmdError) -> None:
+        self.error = error
+        self.append = self.append_many = self._refuse
+
+    def _refuse(self, payload: object) -> int:
+        raise copy(cast("ShmdError", self.error))
+
+
+class Publisher(Generic[T]):
+    """Publishes to one topic; made by ``Client.publisher``. Any number of tasks of its loop may use it at a time.
+
+    It works on while the daemon is away. After ``close`` everything raises ``ClosedError``; after somebody removed the
+    topic, ``TopicRemoved``.
+    """
+
+    def __init__(self, hub: Hub, seat: PublisherSeat, codec: Codec) -> None:
+        """Not for callers: see ``Client.publisher``."""
+        self._hub = hub
+        self._seat = seat
+        self._codec = codec
+        self._encode = codec.encode
+        self._appender = seat.appender
+        self._in_line = 0
+        self._turn = asyncio.Lock()
+        hub.members.add(self)
+
+    @property
+    def topic(self) -> str:
+        """The topic's name."""
+        return self._seat.info.name
+
+    @property
+    def info(self) -> protocol.TopicInfo:
+        """The topic's options and segments, as the daemon told them when this was opened."""
+        return self._seat.info
+
+    @property
+    def number(self) -> int:
+        """What ``Record.publisher`` says of this publisher's records; unique in the daemon's life."""
+        return self._seat.number
+
+    @property
+    def record_size_max(self) -> int:
+        """The largest payload, in bytes, after packing."""
+        self._seat.check()
+        return self._seat.log.record_size_max
+
+    async def publish(self, value: T) -> int:
+        """Publish one record; its sequence number.
+
+        On a `wait` topic waits for room. Raises ``EncodeError``, ``RecordTooLarge``, ``TopicRemoved``, ``ClosedError``,
+        ``CorruptTopic``. Cancelled, it has not published.
+        """
+        try:
+            payload = self._encode(value)
+        except Exception as error:
+            raise self._codec.refusal(value, error) from error
+        if not self._in_line and not self._appender.due:
+            seq = self._seat.append(payload)
+            if seq > 0:
+                return seq
+        return await self._publish_in_line(lambda: self._seat.append(payload))
+
+    def publish_nowait(self, value: T) -> int:
+        """Publish one record now; its sequence number.
+
+        Raises ``TopicFull`` or ``TopicLocked`` where ``publish`` would wait, and otherwise what it raises. It does not
+        stand in line: it may overtake tasks that wait in ``publish``.
+        """
+        try:
+            payload = self._encode(value)
+        except Exception as error:
+            raise self._codec.refusal(value, error) from error
+        seq = self._seat.append(payload)
+        if seq > 0:
+            return seq
+        raise self._blocked(seq)
+
+    async def publish_many(self, values: Iterable[T]) -> int:
+        """Publish records in one piece: all or none, one after the other, one bell. The last one's sequence number.
+
+        At most ``limits.PUBLISH_MANY_MAX``, and together at most a quarter of the topic (``RecordTooLarge``). Without
+        values it does nothing and returns 0. Waits, raises, and is cancelled as ``publish``.
+        """
+        payloads = await self._encode_all(values)
+        if not payloads:
+            self._seat.check()
+            return 0
+        if not self._in_line and not self._appender.due:
+            seq = self._seat.append_many(payloads)
+            if seq > 0:
+                return seq
+        return await self._publish_in_line(lambda: self._seat.append_many(payloads))
+
+    @contextlib.contextmanager
+    def reserve(self, size_bytes: int) -> Iterator[memoryview]:
+        """Write one record in place: a context manager that gives a writable buffer of exactly ``size_bytes`` bytes.
+
+        The record becomes visible, as raw payload (whatever ``codec`` is), when the block ends; if it raises, never.
+        Until then nothing else can be published here (``ConcurrentUse``). For exclusive topics only
+        (``InvalidOption``), where nobody else writes. Raises ``TopicFull``, ``RecordTooLarge``; ``UsageError`` if
+        views of the buffer outlive the block.
+        """
+        self._seat.check()
+        if not self._seat.info.exclusive:
+            raise InvalidOption(
+                f"topic {self.topic!r} is not exclusive, so others may write where a reserved record would be",
+                "declare it with exclusive=True, or use publish()",
+            )
+        reservation = self._appender.reserve(size_bytes)
+        if isinstance(reservation, int):
+            raise self._blocked(reservation)
+        view = memoryview(reservation)
+        try:
+            yield view
+            try:
+                view.release()
+                reservation.commit()
+            except BufferError as error:
+                raise UsageError(
+                    "views of the reserved buffer outlived their block: nothing was published",
+                    "delete or release them in it",
+                ) from error
+        finally:
+            # The room stays taken under a view that lives on, and until it goes; so nothing of ours may live on.
+            with contextlib.suppress(BufferError):
+                view.release()
+            del view, reservation
+
+    async def wait_for_subscribers(self, count: int = 1) -> None:
+        """Wait until at least ``count`` subscribers have the topic open. Needs the daemon (``Disconnected``)."""
+        if not 0 <= count <= limits.SUBSCRIBERS_PER_TOPIC_MAX:
+            raise InvalidOption(f"a topic cannot have {count} subscribers", f"0 to {limits.SUBSCRIBERS_PER_TOPIC_MAX}")
+        self._seat.check()
+        session = self._hub.session
+        message = protocol.WaitSubscribers(id=session.next_id(), topic=self.topic, count=count)
+        await session.request(message, protocol.Done, timeout_s=None)
+
+    async def close(self) -> None:
+        """Give everything back; tasks that wait in ``publish`` get ``ClosedError``. Twice is fine.
+
+        Returns when the daemon knows, so that an exclusive topic is free for the next publisher. ``BufferError``, and
+        it stays open, within a ``reserve`` block.
+        """
+        closing = self.release()
+        if closing is not None:
+            with contextlib.suppress(Disconnected):
+                await closing
+
+    def release(self) -> asyncio.Future[Any] | None:
+        """For the client: ``close`` without waiting."""
+        closing = self._seat.release()
+        self._hub.members.discard(self)
+        return closing
+
+    async def _encode_all(self, values: Iterable[T]) -> list[Buffer]:
+        payloads: list[Buffer] = []
+        encode = self._encode
+        for value in values:
+            if len(payloads) >= limits.PUBLISH_MANY_MAX:
+                raise InvalidOption(
+                    f"publish_many takes at most {limits.PUBLISH_MANY_MAX} records", "publish them in several pieces"
+                )
+            try:
+                payloads.append(encode(value))
+            except Exception as error:
+                raise self._codec.refusal(value, error) from error
+            if len(payloads) % limits.YIELD_RECORDS == 0:
+                await asyncio.sleep(0)
+        return payloads
+
+    async def _publish_in_line(self, append: Callable[[], int]) -> int:
+        """Wait for our turn, then until ``append`` succeeds."""
+        self._in_line += 1
+        try:
+            async with self._turn:
+                if self._appender.due:
+                    await asyncio.sleep(0)
+                    self._appender.turned()
+                tries = 0
+                while True:
+                    seq = append()
+                    if seq > 0:
+                        return seq
+                    if seq == _core.FULL:
+                        await self._wait_for_room()
+                    else:
+                        await _back_off(tries)
+                        tries += 1
+        finally:
+            self._in_line -= 1
+
+    async def _wait_for_room(self) -> None:
+        if not self._appender.arm_space():
+            await asyncio.sleep(0)
+            return
+        recheck_s = self._hub.recheck_s(hostile=self._seat.info.hostile)
+        loop = self._hub.loop
+        await self._seat.sleeper.sleep(loop, None if recheck_s is None else loop.time() + recheck_s)
+
+    def _blocked(self, result: int) -> TopicFull | TopicLocked:
+        if result == _core.FULL:
+            return TopicFull(
+                f"topic {self.topic!r} has no room", "await publish(), which waits for the slowest subscriber"
+            )
+        return TopicLocked(f"another publisher of {self.topic!r} is just writing", "try again, or await publish()")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if not self._seat.released:
+            give_back_dropped(self, self._hub.loop, self._seat.release)
+
+    def __repr__(self) -> str:
+        return f"<Publisher {self.number} of {self.topic!r}{' closed' if self._seat.released else ''}>"
+
+
+async def _back_off(tries: int) -> None:
+    """A busy lock: its owner runs, and needs nanoseconds; or does not run, and needs the core more than we do."""
+    if tries < limits.LOCK_TURNS:
+        await asyncio.sleep(0)
+    else:
+        doublings = min(tries - limits.LOCK_TURNS, 16)
+        await asyncio.sleep(min(limits.LOCK_BACKOFF_MIN_S * 2**doublings, limits.LOCK_BACKOFF_MAX_S))

@@ -1,0 +1,371 @@
+"""Subscribing: which topics, from where, and what wakes the one who reads.
+
+    watch ──▶ topic_added ──▶ open, attach, join ──▶ hot ── read ──▶ Feed (C) ──▶ the caller
+                                                    ▲   │ dry
+                                               bell │   ▼ arm
+                                                    asleep
+
+Hot topics are read in turn, a stretch each, so that a busy one does not starve the others. When all are dry they are
+armed, and when all are asleep, so is the task. What was read waits in the ``Feed``, from where ``async for`` takes it
+without a coroutine.
+
+A read that is cancelled consumes nothing: records leave the feed right before they are returned, with no await between.
+
+A subscription to a name ends with its topic: once the rest has been read, reading raises ``TopicRemoved``. One with
+wildcards goes on, also with a topic that is later created under the same name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+from collections import deque
+from copy import copy
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shmd import _core, limits, names, protocol
+from shmd.errors import (
+    ClosedError,
+    ConcurrentUse,
+    CorruptTopic,
+    Disconnected,
+    InvalidOption,
+    NoRecord,
+    NoSuchTopic,
+    RequestRefused,
+    SegmentError,
+    ShmdError,
+    TopicRemoved,
+)
+from shmd.hub import give_back_dropped, logger
+from shmd.joined_topic import JoinedTopic, Wakeful
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from types import TracebackType
+    from typing import Self
+
+    from shmd.codec import Codec
+    from shmd.hub import Hub
+    from shmd.start import Seek
+
+T = TypeVar("T")
+
+
+class Subscription(_core.Feed[T]):
+    """Records of one topic or pattern, in the order of each topic; made by ``Client.subscribe``.
+
+    An asynchronous iterator: ``async for record in subscription`` ends when the subscription is closed. Leaving the
+    loop keeps what was read ahead for the next read. One task reads at a time (``ConcurrentUse``); ``close`` may come
+    from any.
+
+    Reading raises ``TopicRemoved`` (a name, not a pattern), ``CorruptTopic``, or what a join in the background was
+    refused with (a name only). ``Record.value`` raises ``DecodeError``; the reading goes on after it.
+    """
+
+    def __init__(
+        self, hub: Hub, pattern: str, seek: Seek, codec: Codec, *, tethered: bool = True, spin_s: float = 0.0
+    ) -> None:
+        """Not for callers: see ``Client.subscribe``."""
+        super().__init__(yield_records=limits.YIELD_RECORDS, yield_s=limits.YIELD_S)
+        self._hub = hub
+        self._pattern = pattern
+        self._seek = seek
+        self._codec = codec
+        self._tethered = tethered
+        self._spin_s = spin_s
+        self._topics: set[JoinedTopic] = set()
+        self._shared = Wakeful()
+        self._hot = self._shared.hot
+        self._reading = False
+        self._closed = False
+        self._over: ShmdError | None = None
+        self._wildcard = names.is_pattern(pattern)
+        self._hostile = False
+        self._existing: deque[str] = deque()
+        self._joins: set[asyncio.Task[None]] = set()
+        self._handle = hub.session.next_id()
+        hub.watchers[self._handle] = self
+        hub.members.add(self)
+
+    @property
+    def pattern(self) -> str:
+        """The topic's name, or the pattern, that was subscribed to."""
+        return self._pattern
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Names of the topics that are joined now."""
+        return tuple(sorted(topic.info.name for topic in self._topics))
+
+    async def get(self) -> _core.Record[T]:
+        """The next record; waits for one. Cancelled, it consumed nothing. After ``close``: ``ClosedError``."""
+        return await self._next(iterating=False)
+
+    def get_nowait(self) -> _core.Record[T]:
+        """The next record if there is one, else ``NoRecord``. For any number of times in a row: it never yields."""
+        self._check_alone()
+        record = self.pop()
+        if record is None:
+            self._look_again()
+            if self._read():
+                record = self.pop()
+        if record is not None:
+            return record
+        if self._over is not None:
+            raise copy(self._over)
+        raise NoRecord(f"there is nothing to read in {self._pattern!r} now", "await get(), which waits")
+
+    async def get_many(self, count: int, timeout: float | None = None) -> list[_core.Record[T]]:
+        """Up to ``count`` records: what there is, but at least one, for which it waits up to ``timeout`` seconds
+        (None: for ever). An empty list if none came. Cancelled, it consumed nothing.
+
+        ``InvalidOption`` if ``count`` is not within 1 and ``limits.GET_MANY_MAX``.
+        """
+        if not 1 <= count <= limits.GET_MANY_MAX:
+            raise InvalidOption(f"get_many cannot return {count} records", f"ask for 1 to {limits.GET_MANY_MAX}")
+        until = None if timeout is None else self._hub.loop.time() + timeout
+        self._check_alone()
+        self._reading = True
+        try:
+            await self._yield_if_due()
+            while True:
+                if not await self._fill(count, until):
+                    return []
+                if records := self.take(count):
+                    return records
+        finally:
+            self._reading = False
+
+    async def close(self) -> None:
+        """End it: a waiting ``async for`` ends, a waiting ``get`` raises ``ClosedError``. Unread records are dropped.
+        Twice is fine. Returns when the daemon knows; cancelled meanwhile, it is closed all the same.
+        """
+        closing = self.release()
+        joins = list(self._joins)
+        if joins:
+            await asyncio.wait(joins)
+        if closing is not None:
+            with contextlib.suppress(Disconnected):
+                await closing
+
+    def release(self) -> asyncio.Future[Any] | None:
+        """For the client: ``close`` without waiting."""
+        if self._closed:
+            return None
+        self._closed = True
+        self._over = ClosedError(f"this subscription to {self._pattern!r} was closed")
+        self.clear()
+        self._hot.clear()
+        self._hub.members.discard(self)
+        for join in self._joins:
+            join.cancel()
+        self._shared.sleeper.wake()
+        return _release_all(self._hub, self._handle, self._topics)
+
+    async def open(self) -> None:
+        """For the client: join all topics that exist, and be told of those to come."""
+        session = self._hub.session
+        await session.request(
+            protocol.Watch(id=self._handle, pattern=self._pattern, tethered=self._tethered), protocol.Done
+        )
+        while self._existing:
+            await self._join(self._existing.popleft())
+
+    def topic_added(self, event: protocol.TopicAdded) -> None:
+        """For the hub: the daemon announces a topic."""
+        if event.existing:
+            self._existing.append(event.topic)
+        elif not self._closed and (self._wildcard or not self._topics):
+            join = self._hub.loop.create_task(self._join_later(event.topic))
+            for tasks in (self._joins, self._hub.tasks):
+                tasks.add(join)
+                join.add_done_callback(tasks.discard)
+
+    async def _join_later(self, name: str) -> None:
+        try:
+            await self._join(name)
+        except ShmdError as error:
+            if self._wildcard:
+                logger.warning("cannot subscribe to topic %r: %s", name, error)
+            else:
+                self._over = error
+                self._shared.sleeper.wake()
+
+    async def _join(self, name: str) -> None:
+        try:
+            topic = await self._open_topic(name)
+        except NoSuchTopic:
+            return  # removed before we could open it; the watch tells when it comes again
+        except (RequestRefused, SegmentError, CorruptTopic, TopicRemoved) as error:
+            if not self._wildcard:
+                raise
+            logger.warning("cannot subscribe to topic %r: %s", name, error)
+            return
+        try:
+            await topic.join(self._seek)
+            if self._closed:
+                raise ClosedError(f"the subscription to {self._pattern!r} was closed while it was being opened")
+        except BaseException:
+            topic.release()
+            raise
+        self._topics.add(topic)
+        self._hostile = self._hostile or topic.info.hostile
+
+    async def _open_topic(self, name: str) -> JoinedTopic:
+        hub = self._hub
+        message = protocol.OpenSubscriber(
+            id=hub.session.next_id(), topic=name, watch=self._handle, tethered=self._tethered
+        )
+        granted, bells = await hub.session.open(message, protocol.SubscriberGranted)
+        with hub.taking(granted, bells):
+            return JoinedTopic(hub, granted, bells, self._shared, self._codec, tethered=self._tethered)
+
+    def _step(self) -> Awaitable[_core.Record[T]]:
+        return self._next(iterating=True)
+
+    async def _next(self, *, iterating: bool) -> _core.Record[T]:
+        self._check_alone()
+        self._reading = True
+        try:
+            if self.due:
+                await asyncio.sleep(0)
+                self.turned()
+            while True:
+                record = self.pop()
+                if record is not None:
+                    return record
+                if not self._read():
+                    await self._wait(None)
+        except ClosedError:
+            if iterating and self._closed:
+                raise StopAsyncIteration from None
+            raise
+        finally:
+            self._reading = False
+
+    async def _fill(self, count: int, until: float | None) -> bool:
+        """Have records ready: as many as there are, up to ``count``, but one at least. False: none came ``until``
+        then.
+        """
+        time = self._hub.loop.time
+        if until is not None:
+            self._look_again()
+        while not self.ready and not self._read():
+            if until is not None and time() >= until:
+                return False
+            await self._wait(until)
+        turn_ends = time() + limits.YIELD_S
+        while self.ready < count and self._read():
+            if time() >= turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = time() + limits.YIELD_S
+        return True
+
+    def _read(self) -> bool:
+        """Get records from the next hot topic that has some. False: all are dry."""
+        hot = self._hot
+        for _ in range(len(hot)):
+            topic = hot[0]
+            hot.rotate(-1)
+            try:
+                count = topic.cursor.read(self, limits.READ_BATCH_BYTES)
+            except CorruptTopic as error:
+                self._leave(topic, error)
+                raise
+            if count:
+                return True
+            if topic.removed and not topic.cursor.available:
+                self._leave(topic, TopicRemoved(f"topic {topic.info.name!r} was removed"))
+        return False
+
+    def _leave(self, topic: JoinedTopic, reason: ShmdError) -> None:
+        self._hot.remove(topic)
+        self._topics.discard(topic)
+        topic.release()
+        if not self._wildcard:
+            self._over = reason
+
+    async def _wait(self, until: float | None) -> None:
+        """All are dry: give others a turn, or wait until there may be something, or until the loop's time is
+        ``until``.
+        """
+        if self._over is not None:
+            raise copy(self._over)
+        if not self._spin_s or not await self._spin(until):
+            if self._arm():
+                await self._sleep(until)
+            else:
+                await asyncio.sleep(0)
+        self.turned()
+
+    async def _spin(self, until: float | None) -> bool:
+        """Look again on every turn of the loop, for ``spin`` seconds. Whether that found something."""
+        time = self._hub.loop.time
+        ends = time() + self._spin_s
+        if until is not None:
+            ends = min(ends, until)
+        while time() < ends:
+            await asyncio.sleep(0)
+            if self._over is not None or any(topic.cursor.available for topic in self._hot):
+                return True
+        return False
+
+    def _arm(self) -> bool:
+        """Put all hot topics to sleep. False: something came meanwhile."""
+        hot = self._hot
+        for _ in range(len(hot)):
+            topic = hot.popleft()
+            if not topic.arm():
+                hot.append(topic)
+        return not hot
+
+    async def _sleep(self, until: float | None) -> None:
+        recheck_s = self._hub.recheck_s(hostile=self._hostile)
+        loop = self._hub.loop
+        wake_at = until
+        if recheck_s is not None:
+            wake_at = min(loop.time() + recheck_s, math.inf if until is None else until)
+        await self._shared.sleeper.sleep(loop, wake_at)
+        if recheck_s is not None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        for topic in self._topics:
+            topic.look_again()
+
+    async def _yield_if_due(self) -> None:
+        if self.due:
+            await asyncio.sleep(0)
+            self.turned()
+
+    def _check_alone(self) -> None:
+        if self._reading:
+            raise ConcurrentUse(
+                f"another task is reading this subscription to {self._pattern!r}", "subscribe once for each task"
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            release = functools.partial(_release_all, self._hub, self._handle, self._topics)
+            give_back_dropped(self, self._hub.loop, release)
+
+    def __repr__(self) -> str:
+        return f"<Subscription to {self._pattern!r}{' closed' if self._closed else ''}>"
+
+
+def _release_all(hub: Hub, handle: int, topics: set[JoinedTopic]) -> asyncio.Future[Any]:
+    """Needs no subscription, so that a finalizer can use it. The daemon answers in order: the last answer is enough."""
+    while topics:
+        topics.pop().release()
+    return hub.session.close_handle(handle)

@@ -1,0 +1,248 @@
+"""Every public coroutine, cancelled at every place where it waits: nothing lost or doubled, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import shmd
+from shmd import limits
+from tests.interrupt import interruptions
+from tests.loop_turns import until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from shmd.testing import Connect, DaemonProcess
+
+pytestmark = pytest.mark.both_loops
+
+SMALL = limits.TOPIC_SIZE_BYTES_MIN
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def assert_nothing_open(client: shmd.Client, topic: str) -> None:
+    """Nothing is left of what ``client`` opened: not here, and soon not at the daemon either."""
+
+    async def daemon_knows() -> bool:
+        stat = await client.stat(topic)
+        return stat is None or (stat.publishers == () and stat.subscribers == ())
+
+    await until(daemon_knows)
+    assert client._hub._seats == {}
+    assert client._hub.tasks == set()
+    assert client._hub.session._pending == {}
+
+
+async def test_connect_cancelled_leaves_nothing_open(shmd_daemon: DaemonProcess) -> None:
+    before = descriptors()
+    count = 0
+    async for outcome, client in interruptions(lambda: shmd.connect(shmd_daemon.socket_path)):
+        if client is not None:
+            await client.close()
+        assert descriptors() == before
+        count += outcome == "cancelled"
+    assert count >= 2
+
+
+async def test_publisher_cancelled_gives_its_lease_back(shmd_client: shmd.Client) -> None:
+    before = descriptors()
+    cancelled = 0
+    async for outcome, publisher in interruptions(lambda: shmd_client.publisher("t", exclusive=True)):
+        if publisher is not None:
+            await publisher.close()
+        cancelled += outcome == "cancelled"
+        await assert_nothing_open(shmd_client, "t")
+        assert descriptors() == before
+        async with shmd_client.publisher("t", exclusive=True):
+            pass
+    assert cancelled >= 2
+
+
+async def test_subscribe_cancelled_gives_its_slots_back(shmd_client: shmd.Client, shmd_connect: Connect) -> None:
+    other = await shmd_connect()
+    for name in ("t.a", "t.b"):
+        async with other.publisher(name, when_full="wait") as publisher:
+            await publisher.publish_many(range(10))
+    before = descriptors()
+    cancelled = 0
+    async for outcome, subscription in interruptions(lambda: shmd_client.subscribe("t.*", start=5)):
+        if subscription is not None:
+            assert subscription.topics == ("t.a", "t.b")
+            await subscription.close()
+        cancelled += outcome == "cancelled"
+        for name in ("t.a", "t.b"):
+            await assert_nothing_open(shmd_client, name)
+        assert descriptors() == before
+    assert cancelled >= 6
+
+
+async def test_join_of_a_later_topic_cancelled_by_close_leaves_nothing(
+    shmd_client: shmd.Client, shmd_connect: Connect
+) -> None:
+    other = await shmd_connect()
+    for turns in range(60):
+        subscription = await shmd_client.subscribe(f"{turns}.*")
+        declaring = asyncio.create_task(other.topic(f"{turns}.t", when_full="wait"))
+        await until(lambda subscription=subscription: subscription._joins or subscription.topics)  # type: ignore[misc]
+        for _ in range(turns // 3):
+            await asyncio.sleep(0)
+        await subscription.close()
+        await declaring
+        await assert_nothing_open(shmd_client, f"{turns}.t")
+
+
+@pytest.mark.parametrize("verb", ["topic", "stat", "topics", "latest", "remove"])
+async def test_request_cancelled_leaves_nothing_pending(shmd_client: shmd.Client, verb: str) -> None:
+    verbs: dict[str, Callable[[], Awaitable[Any]]] = {
+        "topic": lambda: shmd_client.topic("t"),
+        "stat": lambda: shmd_client.stat("t"),
+        "topics": lambda: shmd_client.topics(),
+        "latest": lambda: shmd_client.latest("t"),
+        "remove": lambda: shmd_client.remove("t"),
+    }
+    await shmd_client.topic("t")
+    cancelled = 0
+    try:
+        async for outcome, _ in interruptions(verbs[verb]):
+            cancelled += outcome == "cancelled"
+            await assert_nothing_open(shmd_client, "t")
+            await shmd_client.topic("t")
+    finally:
+        shmd_client._hub.looks.close()
+    assert cancelled >= 1
+
+
+async def test_wait_for_subscribers_cancelled_leaves_nothing_pending(shmd_client: shmd.Client) -> None:
+    async with shmd_client.publisher("t") as publisher:
+
+        async def wait_for_one() -> None:
+            opening = asyncio.create_task(_subscribe_briefly(shmd_client))
+            try:
+                await publisher.wait_for_subscribers(1)
+            finally:
+                await opening
+
+        async for _ in interruptions(wait_for_one):
+            assert shmd_client._hub.session._pending == {}
+
+
+async def _subscribe_briefly(client: shmd.Client) -> None:
+    async with client.subscribe("t"):
+        await asyncio.sleep(0)
+
+
+async def test_publish_cancelled_has_not_happened_and_the_next_one_does(shmd_client: shmd.Client) -> None:
+    async with (
+        shmd_client.publisher("t", size=SMALL, when_full="wait") as publisher,
+        shmd_client.subscribe("t") as subscription,
+    ):
+        expected: list[Any] = []
+        tasks: list[asyncio.Task[Any]] = []
+
+        async def publish() -> None:
+            with contextlib.suppress(shmd.TopicFull):
+                while True:
+                    publisher.publish_nowait("filler")
+                    expected.append("filler")
+            tasks[:] = [
+                asyncio.create_task(subscription.get_many(limits.GET_MANY_MAX)),
+                asyncio.create_task(publisher.publish("behind")),
+            ]
+            await publisher.publish("waited")
+            expected.append("waited")
+
+        cancelled = 0
+        async for outcome, _ in interruptions(publish):
+            cancelled += outcome == "cancelled"
+            records, _ = await asyncio.gather(*tasks)
+            expected.append("behind")
+            records += await subscription.get_many(limits.GET_MANY_MAX, timeout=0)
+            assert [record.value for record in records] == expected
+            expected.clear()
+        assert cancelled >= 2
+
+
+async def test_publish_many_cancelled_has_happened_whole_or_not_at_all(shmd_client: shmd.Client) -> None:
+    async with shmd_client.publisher("t") as publisher, shmd_client.subscribe("t") as subscription:
+        batch = list(range(3 * limits.YIELD_RECORDS))
+        async for outcome, seq in interruptions(lambda: publisher.publish_many(batch)):
+            records = await subscription.get_many(len(batch), timeout=0)
+            assert [record.value for record in records] == (batch if outcome == "done" else [])
+            assert seq is None or seq == records[-1].seq
+
+
+@pytest.mark.parametrize("read", ["get", "get_many", "anext"])
+async def test_read_cancelled_consumes_nothing(shmd_client: shmd.Client, read: str) -> None:
+    async with shmd_client.publisher("t") as publisher, shmd_client.subscribe("t", spin=0.0005) as subscription:
+        sent = 0
+        received: list[int] = []
+
+        async def reads() -> None:
+            nonlocal sent
+            publishing = asyncio.create_task(publisher.publish_many([sent, sent + 1, sent + 2]))
+            sent += 3
+            try:
+                if read == "get":
+                    received.append((await subscription.get()).value)
+                elif read == "get_many":
+                    received.extend(record.value for record in await subscription.get_many(2))
+                else:
+                    received.append((await anext(subscription)).value)
+            finally:
+                await publishing
+
+        async for _ in interruptions(reads):
+            pass
+        received += [record.value for record in await subscription.get_many(sent + 1, timeout=0)]
+        assert received == list(range(sent))
+        assert sent >= 6
+
+
+async def test_close_cancelled_has_closed_all_the_same(shmd_client: shmd.Client, shmd_connect: Connect) -> None:
+    before = descriptors()
+
+    async def open_and_close() -> None:
+        publisher = await shmd_client.publisher("t", when_full="wait")
+        subscription = await shmd_client.subscribe("t")
+        try:
+            pass
+        finally:
+            await subscription.close()
+            await publisher.close()
+
+    async for _ in interruptions(open_and_close):
+        for member in list(shmd_client._hub.members):
+            await member.close()  # type: ignore[attr-defined]
+        await assert_nothing_open(shmd_client, "t")
+        assert descriptors() == before
+
+
+async def test_client_close_cancelled_has_closed_all_the_same(shmd_daemon: DaemonProcess) -> None:
+    before = descriptors()
+    opened: list[Any] = []
+
+    async def open_and_close() -> None:
+        client = await shmd.connect(shmd_daemon.socket_path)
+        try:
+            opened.append(await client.publisher("t"))
+            opened.append(await client.subscribe("t"))
+        finally:
+            await client.close()
+
+    cancelled = 0
+    async for outcome, _ in interruptions(open_and_close):
+        cancelled += outcome == "cancelled"
+        assert descriptors() == before
+        for participant in opened:
+            with pytest.raises(shmd.ClosedError):
+                await (participant.publish(1) if isinstance(participant, shmd.Publisher) else participant.get())
+        opened.clear()
+    assert cancelled >= 8

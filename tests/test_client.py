@@ -1,0 +1,341 @@
+"""The client: connecting, declaring, looking, and going on when the daemon is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import shmd
+from shmd import limits
+from shmd.looks import Looks
+from tests.loop_turns import until
+
+if TYPE_CHECKING:
+    from shmd.testing import Connect, DaemonProcess
+
+pytestmark = pytest.mark.both_loops
+
+SMALL = limits.TOPIC_SIZE_BYTES_MIN
+
+
+def state(client: shmd.Client) -> str:
+    """A function, so that the type checker does not take it to be what it was."""
+    return client.state
+
+
+# --- connecting -------------------------------------------------------------------------------------------------------
+
+
+async def test_connect_can_be_awaited_entered_or_made_a_task(shmd_daemon: DaemonProcess) -> None:
+    path = shmd_daemon.socket_path
+    client = await shmd.connect(path)
+    assert (client.state, client.instance, client.daemon_pid) == ("connected", shmd_daemon.instance, shmd_daemon.pid)
+    await client.close()
+    assert state(client) == "closed"
+    async with shmd.connect(Path(path)) as client:
+        assert state(client) == "connected"
+    assert state(client) == "closed"
+    first, second = await asyncio.gather(asyncio.create_task(shmd.connect(path)), shmd.connect(path))
+    async with first, second:
+        assert await first.topics() == []
+
+
+async def test_connect_finds_the_socket_that_the_environment_names(
+    shmd_daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMD_SOCKET", shmd_daemon.socket_path)
+    async with shmd.connect() as client:
+        assert client.instance == shmd_daemon.instance
+
+
+async def test_connect_fails_fast_and_says_where_it_looked(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with pytest.raises(shmd.DaemonUnavailable, match=f"{path}.*shmd serve"):
+        await shmd.connect(path)
+
+
+async def test_connect_refuses_too_long_a_name(shmd_daemon: DaemonProcess) -> None:
+    with pytest.raises(shmd.InvalidOption, match="64 characters"):
+        await shmd.connect(shmd_daemon.socket_path, name="x" * 65)
+
+
+async def test_client_is_named_in_stat(shmd_connect: Connect) -> None:
+    named, unnamed = await shmd_connect(name="feed"), await shmd_connect()
+    async with named.publisher("t"), unnamed.subscribe("t"):
+        stat = await named.stat("t")
+        assert stat is not None
+        assert [publisher.name for publisher in stat.publishers] == ["feed"]
+        assert [subscriber.name for subscriber in stat.subscribers] == [Path(sys.argv[0]).name]
+
+
+# --- topics -----------------------------------------------------------------------------------------------------------
+
+
+async def test_topic_is_declared_once_and_then_as_it_is(shmd_client: shmd.Client) -> None:
+    info = await shmd_client.topic("a.b", size="100KiB", when_full="wait", exclusive=True, mode=0o600)
+    assert (info.name, info.size_bytes, info.when_full, info.exclusive, info.mode) == (
+        "a.b",
+        131072,
+        "wait",
+        True,
+        0o600,
+    )
+    assert await shmd_client.topic("a.b") == info
+    assert await shmd_client.topic("a.b", size=100_000, when_full="wait") == info
+    default = await shmd_client.topic("c")
+    assert (default.size_bytes, default.when_full, default.exclusive) == (
+        limits.TOPIC_SIZE_BYTES_DEFAULT,
+        "discard-old",
+        False,
+    )
+
+
+async def test_topic_mismatch_names_both_values(shmd_client: shmd.Client) -> None:
+    await shmd_client.topic("t", size="64KiB")
+    with pytest.raises(shmd.TopicMismatch, match=r"131072.*65536|65536.*131072"):
+        await shmd_client.topic("t", size="128KiB")
+    with pytest.raises(shmd.TopicMismatch, match=r"wait.*discard-old|discard-old.*wait"):
+        await shmd_client.publisher("t", when_full="wait")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"size": "much"}, {"size": -1}, {"size": 2**60}, {"when_full": "explode"}, {"mode": 0o1777}, {"mode": "0600"}],
+)
+async def test_topic_refuses_options_that_cannot_be(shmd_client: shmd.Client, options: dict[str, Any]) -> None:
+    with pytest.raises(shmd.ShmdError) as refusal:
+        await shmd_client.topic("t", **options)
+    assert isinstance(refusal.value, shmd.InvalidOption | shmd.LimitExceeded)
+    assert await shmd_client.topics() == []
+
+
+@pytest.mark.parametrize("name", ["", "a..b", ".a", "a b", "a.*", ">", "x" * 256, "ä"])
+async def test_client_refuses_names_that_cannot_be(shmd_client: shmd.Client, name: str) -> None:
+    for attempt in (shmd_client.topic, shmd_client.publisher, shmd_client.stat, shmd_client.remove, shmd_client.latest):
+        with pytest.raises(shmd.InvalidName):
+            await attempt(name)
+
+
+async def test_topics_lists_what_matches_over_many_pages(shmd_client: shmd.Client) -> None:
+    wanted = sorted(f"many.{number}" for number in range(2 * limits.PAGE_ENTRIES_MAX + 1))
+    await asyncio.gather(*(shmd_client.topic(name, size=SMALL) for name in [*wanted, "other"]))
+    assert [info.name for info in await shmd_client.topics("many.*")] == wanted
+    assert [info.name for info in await shmd_client.topics("other")] == ["other"]
+    assert len(await shmd_client.topics()) == len(wanted) + 1
+    assert await shmd_client.topics("none.>") == []
+
+
+async def test_stat_counts_and_names_who_takes_part(shmd_client: shmd.Client) -> None:
+    assert await shmd_client.stat("t") is None
+    async with shmd_client.publisher("t", when_full="wait") as publisher, shmd_client.subscribe("t") as subscription:
+        await publisher.publish_many([1, 2, 3])
+        await subscription.get()
+        await publisher.publish(4)
+        stat = await shmd_client.stat("t")
+        assert stat is not None
+        assert (stat.first_seq, stat.last_seq, stat.published, stat.published_bytes) == (1, 4, 4, 4)
+        (publisher_stat,), (subscriber_stat,) = stat.publishers, stat.subscribers
+        assert publisher_stat.publisher == publisher.number
+        assert (subscriber_stat.tethered, subscriber_stat.lag_bytes) == (True, 40)
+
+
+async def test_remove_removes_and_says_when_there_is_none(shmd_client: shmd.Client) -> None:
+    await shmd_client.topic("t")
+    await shmd_client.remove("t")
+    assert await shmd_client.topics() == []
+    with pytest.raises(shmd.NoSuchTopic):
+        await shmd_client.remove("t")
+
+
+# --- latest -----------------------------------------------------------------------------------------------------------
+
+
+async def test_latest_is_the_newest_record_and_takes_it_from_nobody(
+    shmd_client: shmd.Client, shmd_connect: Connect
+) -> None:
+    other = await shmd_connect()
+    assert await other.latest("t") is None
+    async with shmd_client.publisher("t") as publisher, shmd_client.subscribe("t") as subscription:
+        assert await other.latest("t") is None
+        for number in range(3):
+            await publisher.publish(number)
+            for client in (shmd_client, other):
+                record = await client.latest("t")
+                assert record is not None
+                assert (record.value, record.seq, record.lost) == (number, number + 1, 0)
+        assert [record.value for record in await subscription.get_many(3)] == [0, 1, 2]
+        record = await other.latest("t", codec="raw")
+        assert record is not None
+        assert record.value == b"\x02"
+
+
+async def test_latest_asks_the_daemon_once(shmd_client: shmd.Client, shmd_daemon: DaemonProcess) -> None:
+    async with shmd_client.publisher("t") as publisher:
+        await publisher.publish("kept")
+    assert await shmd_client.latest("t") is not None
+    shmd_daemon.kill()
+    await until(lambda: shmd_client.state == "disconnected")
+    record = await shmd_client.latest("t")
+    assert record is not None
+    assert record.value == "kept"
+    with pytest.raises(shmd.Disconnected):
+        await shmd_client.latest("another")
+
+
+async def test_latest_forgets_a_topic_that_was_removed(shmd_client: shmd.Client, shmd_connect: Connect) -> None:
+    other = await shmd_connect()
+    for incarnation in ("first", "second"):
+        async with other.publisher("t") as publisher:
+            await publisher.publish(incarnation)
+        record = await shmd_client.latest("t")
+        assert record is not None
+        assert record.value == incarnation
+        await other.remove("t")
+        assert await shmd_client.stat("t") is None  # whatever was sent to this client before the answer has come
+        assert await shmd_client.latest("t") is None
+
+
+async def test_looks_keep_a_bounded_number_of_topics(shmd_client: shmd.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LATEST_TOPICS_MAX", 2)
+    infos = [await shmd_client.topic(name) for name in ("a", "b", "c")]
+    looks = Looks()
+    looks.keep(infos[0])
+    looks.keep(infos[1])
+    assert looks.find("a") is not None
+    looks.keep(infos[2])
+    assert [name for name in "abc" if looks.find(name)] == ["a", "c"]
+    looks.keep(infos[2])
+    looks.drop("c", infos[0].topic_id)
+    assert looks.find("c") is not None
+    looks.drop("c", infos[2].topic_id)
+    assert looks.find("c") is None
+    looks.close()
+    assert looks.find("a") is None
+
+
+# --- the daemon goes away ---------------------------------------------------------------------------------------------
+
+
+async def test_records_flow_on_after_the_daemon_was_killed(
+    shmd_client: shmd.Client, shmd_connect: Connect, shmd_daemon: DaemonProcess
+) -> None:
+    other = await shmd_connect()
+    async with (
+        other.publisher("t", size=SMALL, when_full="wait") as publisher,
+        shmd_client.subscribe("t") as subscription,
+    ):
+        asleep = asyncio.create_task(subscription.get())
+        shmd_daemon.kill()
+        await until(lambda: (shmd_client.state, other.state) == ("disconnected", "disconnected"))
+        await publisher.publish("woken")
+        assert (await asleep).value == "woken"
+        sending = asyncio.create_task(_publish_all(publisher, 2000))
+        assert [(await subscription.get()).value for _ in range(2000)] == list(range(2000))
+        await sending
+        for request in (shmd_client.topics(), shmd_client.stat("t"), shmd_client.topic("u"), shmd_client.remove("t")):
+            with pytest.raises(shmd.Disconnected):
+                await request
+        with pytest.raises(shmd.Disconnected):
+            await publisher.wait_for_subscribers()
+        with pytest.raises(shmd.Disconnected):
+            await shmd_client.subscribe("*")
+
+
+async def _publish_all(publisher: shmd.Publisher[Any], count: int) -> None:
+    for number in range(count):
+        await publisher.publish(number)
+
+
+async def test_sleepers_look_by_themselves_while_there_is_no_daemon(
+    shmd_client: shmd.Client, shmd_daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RECHECK_HOSTILE_S", 0.001)
+    async with (
+        shmd_client.publisher("t", size=SMALL, when_full="wait") as publisher,
+        shmd_client.subscribe("t") as subscription,
+    ):
+        reading = asyncio.create_task(subscription.get_many(1))
+        await asyncio.sleep(0)
+        shmd_daemon.kill()
+        await until(lambda: shmd_client.state == "disconnected")
+        shmd_client._hub._bells.discard(next(iter(subscription._topics))._listening_fd)  # no bell will be heard
+        shmd_client._hub._bells.discard(publisher._seat._listening_fd)
+        await publisher.publish(1)
+        assert [record.value for record in await reading] == [1]
+        with contextlib.suppress(shmd.TopicFull):
+            while True:
+                publisher.publish_nowait("filler")
+        waiting = asyncio.create_task(publisher.publish("last"))
+        await asyncio.sleep(0)
+        while (await subscription.get()).value != "last":
+            pass
+        await waiting
+
+
+async def test_requests_under_way_fail_when_the_daemon_is_killed(
+    shmd_client: shmd.Client, shmd_daemon: DaemonProcess
+) -> None:
+    async with shmd_client.publisher("t") as publisher:
+        waiting = asyncio.create_task(publisher.wait_for_subscribers(5))
+        await shmd_client.topics()
+        shmd_daemon.kill()
+        with pytest.raises(shmd.Disconnected, match="the daemon ended before it answered"):
+            await waiting
+
+
+async def test_clients_of_a_stopped_daemon_learn_of_it(shmd_client: shmd.Client, shmd_daemon: DaemonProcess) -> None:
+    await shmd_client.topic("t")
+    assert await asyncio.to_thread(shmd_daemon.stop) == 0
+    await until(lambda: shmd_client.state == "disconnected")
+    with pytest.raises(shmd.DaemonUnavailable):
+        await shmd.connect(shmd_daemon.socket_path)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+async def test_client_close_closes_everything_and_everything_says_so(shmd_daemon: DaemonProcess) -> None:
+    client = await shmd.connect(shmd_daemon.socket_path)
+    publisher = await client.publisher("t")
+    subscription = await client.subscribe("t")
+    await client.latest("t")
+    reading = asyncio.create_task(subscription.get())
+    await asyncio.sleep(0)
+    await client.close()
+    await client.close()
+    with pytest.raises(shmd.ClosedError):
+        await reading
+    for attempt in (
+        publisher.publish(1), subscription.get(), client.topic("t"), client.publisher("t"), client.subscribe("t"),
+        client.latest("t"), client.topics(), client.stat("t"), client.remove("t"),
+    ):  # fmt: skip
+        with pytest.raises(shmd.ClosedError):
+            await attempt
+    await publisher.close()
+    await subscription.close()
+
+
+async def test_client_dropped_without_close_warns_and_gives_back(shmd_daemon: DaemonProcess) -> None:
+    client = await shmd.connect(shmd_daemon.socket_path)
+    publisher = await client.publisher("t")
+    hub = client._hub
+    with pytest.warns(ResourceWarning, match="unclosed <Client"):  # noqa: PT031
+        del client
+        gc.collect()
+    await until(lambda: hub.closed and not hub.session.connected)
+    with pytest.raises(shmd.ClosedError):
+        await publisher.publish(1)
+
+
+def test_package_exports_what_it_says() -> None:
+    for name in shmd.__all__:
+        assert getattr(shmd, name) is not None
+    assert set(shmd.__all__) <= set(dir(shmd))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        shmd.nothing  # noqa: B018
