@@ -1,0 +1,93 @@
+"""What holds for every test: nothing left behind, a watchdog, no blocking call in an event loop, reproducible examples.
+
+``SHMD_SOAK=1`` selects the full sizes of the tests that have two; ``SHMD_HYPOTHESIS`` another profile.
+An async test runs on asyncio's own event loop; one marked ``both_loops`` also on uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+import uvloop
+
+from tests.shell import Shell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from shmd.testing import DaemonProcess
+
+SOAK = os.environ.get("SHMD_SOAK", "") not in ("", "0")
+WATCHDOG_S = 7200 if SOAK else 120
+
+# Installed, shmd's plugin comes by its entry point; in a checkout nobody announces it.
+_announced = any(point.value == "shmd.testing" for point in importlib.metadata.entry_points(group="pytest11"))
+pytest_plugins = ["pytester"] if _announced else ["pytester", "shmd.testing"]
+
+_common: dict[str, Any] = {"deadline": None, "print_blob": True}
+hypothesis.settings.register_profile("dev", max_examples=50, **_common)
+hypothesis.settings.register_profile("ci", max_examples=200, **_common)
+hypothesis.settings.register_profile("soak", max_examples=5000, **_common)
+hypothesis.settings.load_profile(
+    os.environ.get("SHMD_HYPOTHESIS", "soak" if SOAK else "ci" if os.environ.get("CI") else "dev")
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_loops: run this async test on asyncio's and on uvloop's event loop")
+    config.addinivalue_line("markers", "may_block: this test calls blocking functions inside the event loop on purpose")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(WATCHDOG_S))
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if item.get_closest_marker("both_loops") is not None:
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(shmd_leak_check: None) -> None:
+    """Every test gives back what it took; autouse, so that it is torn down last."""
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A blocking call that shmd makes inside an event loop raises there, if blockbuster is installed."""
+    if importlib.util.find_spec("blockbuster") is None or request.node.get_closest_marker("may_block"):
+        yield
+        return
+    import blockbuster
+
+    with blockbuster.blockbuster_ctx("shmd") as detector:
+        detector.functions["os.stat"].deactivate()  # what a client looks up is in /proc and /run, which are memory
+        for name in ("os.read", "os.write"):  # where poll() said that they will not block
+            detector.functions[name].can_block_in("shmd/cli/streams.py", {"read", "write"})
+        yield
+
+
+@pytest.fixture(scope="session")
+def soak() -> bool:
+    """Whether the full sizes are asked for."""
+    return SOAK
+
+
+@pytest.fixture
+def shell(shmd_daemon: DaemonProcess) -> Iterator[Shell]:
+    """Runs ``shmd`` commands against the test's own daemon."""
+    shell = Shell(shmd_daemon.socket_path)
+    yield shell
+    shell.close()
