@@ -1,0 +1,172 @@
+"""``shmd ls``, ``stat``, ``rm``, ``purge``: what topics there are, how they fare, and their end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from shmd.cli.common import connect, daemon_options, json_option, run, to_json
+from shmd.errors import NoSuchTopic, ShmdError
+from shmd.units import format_size
+
+if TYPE_CHECKING:
+    from shmd.protocol import TopicInfo, TopicStat
+
+WIDTH_UNLIMITED: Final = 4096
+"""In columns: wider than any table here."""
+
+
+@click.command()
+@click.argument("pattern", default=">")
+@json_option
+@daemon_options
+def ls(pattern: str, as_json: bool, socket_path: str | None, instance: str | None) -> None:
+    """List topics, or those that match PATTERN (`*` is one token, `>` the rest)."""
+    topics = run(_list(pattern, socket_path, instance))
+    if as_json:
+        for topic in topics:
+            click.echo(to_json(_info_fields(topic)))
+    elif topics:
+        table = _table("TOPIC", ">SIZE", "WHEN FULL", "EXCLUSIVE", "MODE", ">UID", ">GID")
+        for topic in topics:
+            exclusive = "yes" if topic.exclusive else "no"
+            cells = (
+                format_size(topic.size_bytes),
+                topic.when_full,
+                exclusive,
+                f"{topic.mode:04o}",
+                topic.uid,
+                topic.gid,
+            )
+            table.add_row(topic.name, *map(str, cells))
+        _print(table)
+
+
+@click.command()
+@click.argument("topic")
+@json_option
+@daemon_options
+def stat(topic: str, as_json: bool, socket_path: str | None, instance: str | None) -> None:
+    """Show one topic: what it holds, who publishes, and how far behind each subscriber is."""
+    found = run(_stat(topic, socket_path, instance))
+    if as_json:
+        click.echo(to_json(_stat_fields(found)))
+        return
+    click.echo(_stat_summary(found))
+    if found.publishers:
+        table = _table(">PUBLISHER", ">PID", ">UID", "NAME")
+        for publisher in found.publishers:
+            table.add_row(str(publisher.publisher), str(publisher.pid), str(publisher.uid), Text(publisher.name))
+        _print(table)
+    if found.subscribers:
+        table = _table(">SUBSCRIBER", ">PID", ">UID", "HOLDS BACK", ">BEHIND", ">LOST", "NAME")
+        for sub in found.subscribers:
+            cells = (sub.slot, sub.pid, sub.uid, "yes" if sub.tethered else "no", format_size(sub.lag_bytes), sub.lost)
+            table.add_row(*map(str, cells), Text(sub.name))
+        _print(table)
+    if found.more_participants:
+        click.echo(f"and {found.more_participants} more participants")
+
+
+@click.command()
+@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
+@daemon_options
+def rm(topics: tuple[str, ...], socket_path: str | None, instance: str | None) -> None:
+    """Remove topics and all their records. Whoever has one open is told."""
+    run(_remove(topics, socket_path, instance))
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@daemon_options
+def purge(yes: bool, socket_path: str | None, instance: str | None) -> None:
+    """Remove every topic of the instance."""
+    topics = [topic.name for topic in run(_list(">", socket_path, instance))]
+    if topics and not yes:
+        click.confirm(f"Remove {len(topics)} topics and all their records?", abort=True, err=True)
+    run(_remove(topics, socket_path, instance))
+
+
+async def _list(pattern: str, socket_path: str | None, instance: str | None) -> list[TopicInfo]:
+    async with connect(socket_path, instance, "shmd ls") as client:
+        return list(await client.topics(pattern))
+
+
+async def _stat(topic: str, socket_path: str | None, instance: str | None) -> TopicStat:
+    async with connect(socket_path, instance, "shmd stat") as client:
+        found = await client.stat(topic)
+    if found is None:
+        raise NoSuchTopic(f"there is no topic {topic!r}", "shmd ls lists those that there are")
+    return found
+
+
+async def _remove(topics: list[str] | tuple[str, ...], socket_path: str | None, instance: str | None) -> None:
+    """Every one that can be removed; then the error, if there was one, of the last that could not."""
+    failures: list[ShmdError] = []
+    async with connect(socket_path, instance, "shmd rm") as client:
+        for topic in topics:
+            try:
+                await client.remove(topic)
+            except ShmdError as error:
+                failures.append(error)
+    for failure in failures[:-1]:
+        click.echo(f"shmd: {failure}", err=True)
+    if failures:
+        raise failures[-1]
+
+
+def _info_fields(topic: TopicInfo) -> dict[str, Any]:
+    return msgspec.structs.asdict(topic) | {"topic_id": topic.topic_id.hex(), "mode": f"{topic.mode:04o}"}
+
+
+def _stat_fields(stat: TopicStat) -> dict[str, Any]:
+    return _info_fields(stat.topic) | {
+        name: value for name, value in msgspec.structs.asdict(stat).items() if name != "topic"
+    }
+
+
+def _stat_summary(stat: TopicStat) -> str:
+    topic = stat.topic
+    rows: dict[str, object] = {
+        "topic": topic.name,
+        "size": f"{format_size(topic.size_bytes)}, {format_size(stat.tail - stat.head)} in use",
+        "when full": topic.when_full + (", exclusive" if topic.exclusive else ""),
+        "access": f"mode {topic.mode:04o}, uid {topic.uid}, gid {topic.gid}",
+        "segments": f"log {topic.log_id} (key 0x{topic.log_key:08x}), ctl {topic.ctl_id} (key 0x{topic.ctl_key:08x})",
+        "created": _time(topic.created_ns),
+        "records": f"{stat.first_seq} to {stat.last_seq}" if stat.published else "none yet",
+        "published": f"{stat.published} records, {format_size(stat.published_bytes)}",
+        "last record": _time(stat.last_time_ns) if stat.published else "-",
+    }
+    if stat.lock_owner_tid:
+        rows["locked by"] = f"thread {stat.lock_owner_tid}"
+    if stat.takeovers:
+        rows["lock taken over"] = f"{stat.takeovers} times from publishers that died"
+    return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
+
+
+def _table(*columns: str) -> Table:
+    """Plain columns; ``>`` before a name aligns it right."""
+    table = Table(box=None, pad_edge=False, header_style=None)
+    for column in columns:
+        table.add_column(column.removeprefix(">"), justify="right" if column[0] == ">" else "left", overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    """At the terminal's width; in full width where there is no terminal, since a program may cut the columns apart."""
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(table, width=console.width if console.is_terminal else WIDTH_UNLIMITED, crop=False)
+    click.echo(captured.get(), nl=False)
+
+
+def _time(time_ns: int) -> str:
+    seconds, nanoseconds = divmod(time_ns, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}.{nanoseconds // 1_000_000:03d}"
