@@ -1,0 +1,174 @@
+"""Where a daemon lives and what it may use up; and where a client looks for one.
+
+An instance is a name. Its directory holds its socket and its lock; the default instance's is the runtime directory
+itself, another's a directory of its name below it:
+
+    $XDG_RUNTIME_DIR/shmd/control.sock           a user's own daemon
+    /run/shmd/control.sock                       the system's (and root's)
+    …/shmd/INSTANCE/control.sock                 another instance
+
+The configuration file is TOML, with the fields of ``DaemonConfig`` as its keys:
+
+    instance = "trading"
+    total_bytes = "16GiB"
+    clients_max = 2000
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from shmd import limits, names, units
+from shmd.errors import ConfigError, DaemonUnavailable, InvalidName, InvalidOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+DEFAULT_INSTANCE: Final = "default"
+SYSTEM_RUNTIME_DIR: Final = Path("/run/shmd")
+_SOCKET_NAME: Final = "control.sock"
+_LOCK_NAME: Final = "lock"
+_ROOT_UID: Final = 0
+
+
+def default_runtime_dir(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Path:
+    """``$XDG_RUNTIME_DIR/shmd`` for a user who has one, ``/run/shmd`` for root and services."""
+    user_dir = environ.get("XDG_RUNTIME_DIR")
+    if user_dir and (os.getuid() if uid is None else uid) != _ROOT_UID:
+        return Path(user_dir) / "shmd"
+    return SYSTEM_RUNTIME_DIR
+
+
+def instance_id(instance: str, uid: int) -> bytes:
+    """The 16 bytes that mark an instance's segments: the same whenever this user starts it again."""
+    return hashlib.blake2b(f"shmd:{uid}:{instance}".encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """All that can be set about a daemon. ``ConfigError`` for a value that cannot be."""
+
+    instance: str = DEFAULT_INSTANCE
+    runtime_dir: Path = field(default_factory=default_runtime_dir)
+    socket_path: Path = Path()
+    """Where to listen; by default ``control.sock`` in the instance's directory."""
+    socket_mode: int = 0o666
+    """Who may connect. What a connected client may do is decided topic by topic."""
+    total_bytes: int = limits.TOTAL_BYTES_DEFAULT
+    """All segments together."""
+    topics_max: int = limits.TOPICS_MAX
+    clients_max: int = limits.CLIENTS_MAX
+    clients_per_uid_max: int = limits.CLIENTS_PER_UID_MAX
+
+    def __post_init__(self) -> None:
+        for name, convert in _FIELDS.items():
+            try:
+                value = convert(getattr(self, name))
+            except (InvalidName, InvalidOption, TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{name}: {getattr(error, 'message', error)}", getattr(error, "hint", None)
+                ) from error
+            object.__setattr__(self, name, value)
+        if self.socket_path == Path():
+            object.__setattr__(self, "socket_path", self.instance_dir / _SOCKET_NAME)
+
+    @property
+    def instance_dir(self) -> Path:
+        """Holds what belongs to this instance alone."""
+        return _instance_dir(self.runtime_dir, self.instance)
+
+    @property
+    def lock_path(self) -> Path:
+        """Locked (flock) by the one daemon that runs this instance."""
+        return self.instance_dir / _LOCK_NAME
+
+    def instance_id(self) -> bytes:
+        """``instance_id`` of this instance, run by this process's user."""
+        return instance_id(self.instance, os.getuid())
+
+    @classmethod
+    def load(cls, path: Path, **overrides: Any) -> Self:
+        """From a TOML file; ``overrides`` that are not None replace what it says.
+
+        ``ConfigError`` names the file, and the key if one is to blame.
+        """
+        try:
+            with path.open("rb") as file:
+                table = tomllib.load(file)
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
+        unknown = sorted(table.keys() - _FIELDS.keys())
+        if unknown:
+            raise ConfigError(f"{path}: unknown key {unknown[0]!r}", f"known are {', '.join(_FIELDS)}")
+        try:
+            cls(**table)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.message}", error.hint) from error
+        return cls(**table | {key: value for key, value in overrides.items() if value is not None})
+
+
+def find_socket(
+    explicit: str | os.PathLike[str] | None = None,
+    instance: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Path:
+    """The socket to connect to.
+
+    ``explicit``; else ``$SHMD_SOCKET``, unless an ``instance`` is asked for; else the first that exists of the user's
+    and the system's, or ``DaemonUnavailable``, which says where it looked. The first two need not exist: connecting
+    will tell.
+    """
+    if explicit is not None:
+        return Path(explicit)
+    if instance is None and environ.get("SHMD_SOCKET"):
+        return Path(environ["SHMD_SOCKET"])
+    wanted = names.check_instance(instance or DEFAULT_INSTANCE)
+    user_dir = environ.get("XDG_RUNTIME_DIR")
+    runtime_dirs = [*([Path(user_dir) / "shmd"] if user_dir else []), SYSTEM_RUNTIME_DIR]
+    candidates = [_instance_dir(runtime_dir, wanted) / _SOCKET_NAME for runtime_dir in runtime_dirs]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    unset = [f"${name} is not set" for name in ("SHMD_SOCKET", "XDG_RUNTIME_DIR") if not environ.get(name)]
+    raise DaemonUnavailable(
+        f"no shmd found: looked at {', '.join(map(str, candidates))}" + "".join(f"; {what}" for what in unset),
+        "start one with: shmd serve",
+    )
+
+
+def _instance_dir(runtime_dir: Path, instance: str) -> Path:
+    return runtime_dir if instance == DEFAULT_INSTANCE else runtime_dir / instance
+
+
+def _count(value: int) -> int:
+    if type(value) is int and value > 0:
+        return value
+    raise InvalidOption(f"{value!r} is not a number of things", "an integer from 1")
+
+
+def _mode(value: int | str) -> int:
+    """Octal text, as people write modes; a TOML file can also say 0o660."""
+    number = int(value, 8) if isinstance(value, str) else value
+    if type(number) is int and 0 <= number <= 0o777:
+        return number
+    raise InvalidOption(f"{value!r} is not a mode", 'write it like "0660"')
+
+
+_FIELDS: Final[Mapping[str, Callable[[Any], object]]] = {
+    "instance": names.check_instance,
+    "runtime_dir": Path,
+    "socket_path": Path,
+    "socket_mode": _mode,
+    "total_bytes": units.parse_size,
+    "topics_max": _count,
+    "clients_max": _count,
+    "clients_per_uid_max": _count,
+}
+"""Each field of ``DaemonConfig``, and what checks and converts it."""

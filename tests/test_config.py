@@ -1,0 +1,202 @@
+"""Configuration from arguments, environment and files; and where clients look for a socket."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from shmd import config, limits
+from shmd.config import DaemonConfig, default_runtime_dir, find_socket, instance_id
+from shmd.errors import ConfigError, DaemonUnavailable, InvalidName
+
+USER = {"XDG_RUNTIME_DIR": "/run/user/1000"}
+
+
+class TestPlaces:
+    def test_users_daemon_lives_in_the_users_runtime_directory(self) -> None:
+        assert default_runtime_dir(USER, uid=1000) == Path("/run/user/1000/shmd")
+
+    @pytest.mark.parametrize(("environ", "uid"), [({}, 1000), (USER, 0), ({}, 0), ({"XDG_RUNTIME_DIR": ""}, 1000)])
+    def test_systems_daemon_lives_in_run(self, environ: dict[str, str], uid: int) -> None:
+        assert default_runtime_dir(environ, uid=uid) == Path("/run/shmd")
+
+    def test_default_instance_uses_the_runtime_directory_itself(self) -> None:
+        made = DaemonConfig(runtime_dir=Path("/r"))
+        assert made.instance_dir == Path("/r")
+        assert made.socket_path == Path("/r/control.sock")
+        assert made.lock_path == Path("/r/lock")
+
+    def test_other_instance_uses_a_directory_below(self) -> None:
+        made = DaemonConfig(runtime_dir=Path("/r"), instance="trading")
+        assert made.instance_dir == Path("/r/trading")
+        assert made.socket_path == Path("/r/trading/control.sock")
+        assert made.lock_path == Path("/r/trading/lock")
+
+    def test_socket_may_be_elsewhere_than_the_lock(self) -> None:
+        made = DaemonConfig(runtime_dir=Path("/r"), socket_path=Path("/s/sock"))
+        assert (made.socket_path, made.lock_path) == (Path("/s/sock"), Path("/r/lock"))
+
+    def test_replaced_instance_keeps_a_socket_that_was_chosen(self) -> None:
+        made = dataclasses.replace(DaemonConfig(socket_path=Path("/s/sock")), instance="other")
+        assert made.socket_path == Path("/s/sock")
+
+
+class TestInstanceId:
+    def test_id_is_the_same_every_time(self) -> None:
+        assert instance_id("default", 1000).hex() == "3f6655e22f02b257f40afd64ba58c0ed"
+        assert DaemonConfig().instance_id() == instance_id("default", os.getuid())
+
+    def test_id_differs_by_name_and_by_user(self) -> None:
+        made = {instance_id(name, uid) for name in ("a", "b", "1:a") for uid in (0, 1)}
+        assert len(made) == 6
+
+
+class TestValues:
+    def test_defaults_are_the_limits(self) -> None:
+        made = DaemonConfig()
+        assert made.instance == "default"
+        assert made.total_bytes == limits.TOTAL_BYTES_DEFAULT
+        assert made.clients_max == limits.CLIENTS_MAX
+        assert made.clients_per_uid_max == limits.CLIENTS_PER_UID_MAX
+        assert made.topics_max == limits.TOPICS_MAX
+        assert made.socket_mode == 0o666
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("instance", "no/slash"),
+            ("instance", ""),
+            ("instance", 5),
+            ("total_bytes", "much"),
+            ("total_bytes", -1),
+            ("topics_max", 0),
+            ("topics_max", True),
+            ("clients_max", "many"),
+            ("clients_per_uid_max", 1.5),
+            ("runtime_dir", 5),
+            ("socket_path", None),
+            ("socket_mode", "rw"),
+            ("socket_mode", 0o1777),
+            ("socket_mode", True),
+        ],
+    )
+    def test_value_that_cannot_be_names_its_field(self, field: str, value: object) -> None:
+        with pytest.raises(ConfigError, match=f"^{field}: "):
+            DaemonConfig(**{field: value})  # type: ignore[arg-type]
+
+
+class TestFile:
+    def test_file_sets_every_field(self, tmp_path: Path) -> None:
+        file = tmp_path / "shmd.toml"
+        file.write_text(
+            """
+            instance = "trading"
+            runtime_dir = "/r"
+            socket_path = "/s/sock"
+            socket_mode = "0660"
+            total_bytes = "16GiB"
+            topics_max = 10
+            clients_max = 2000
+            clients_per_uid_max = 100
+            """
+        )
+        assert DaemonConfig.load(file) == DaemonConfig(
+            instance="trading",
+            runtime_dir=Path("/r"),
+            socket_path=Path("/s/sock"),
+            socket_mode=0o660,
+            total_bytes=16 * limits.GIB,
+            topics_max=10,
+            clients_max=2000,
+            clients_per_uid_max=100,
+        )
+        assert set(tomllib.loads(file.read_text())) == {field.name for field in dataclasses.fields(DaemonConfig)}
+
+    def test_override_wins_over_the_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "shmd.toml"
+        file.write_text('instance = "trading"\ntotal_bytes = "1GiB"\n')
+        made = DaemonConfig.load(file, instance="other", total_bytes=None, runtime_dir=Path("/r"))
+        assert (made.instance, made.total_bytes) == ("other", limits.GIB)
+        assert made.socket_path == Path("/r/other/control.sock")
+
+    def test_unknown_key_is_refused_and_the_known_ones_are_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "shmd.toml"
+        file.write_text("clients = 5\n")
+        with pytest.raises(ConfigError, match=r"shmd\.toml: unknown key 'clients'.*clients_max") as refused:
+            DaemonConfig.load(file)
+        assert str(file) in refused.value.message
+
+    def test_value_that_cannot_be_names_file_and_key(self, tmp_path: Path) -> None:
+        file = tmp_path / "shmd.toml"
+        file.write_text('total_bytes = "much"\n')
+        with pytest.raises(ConfigError, match=r"shmd\.toml: total_bytes: 'much' is not a size.*64KiB"):
+            DaemonConfig.load(file)
+
+    @pytest.mark.parametrize("content", [b"clients_max = ", b"\xff\xfe"])
+    def test_file_that_is_not_toml_is_refused(self, tmp_path: Path, content: bytes) -> None:
+        file = tmp_path / "shmd.toml"
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match="is not TOML"):
+            DaemonConfig.load(file)
+
+    def test_missing_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"cannot read .*absent: No such file"):
+            DaemonConfig.load(tmp_path / "absent")
+
+
+class TestFindSocket:
+    @pytest.fixture
+    def user(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+        """An environment with no sockets yet, and a system directory of our own."""
+        monkeypatch.setattr(config, "SYSTEM_RUNTIME_DIR", tmp_path / "run" / "shmd")
+        return {"XDG_RUNTIME_DIR": str(tmp_path / "user")}
+
+    def make(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True)
+        path.touch()
+        return path
+
+    def test_explicit_path_comes_first_and_need_not_exist(self, user: dict[str, str]) -> None:
+        user["SHMD_SOCKET"] = "/from/environment"
+        assert find_socket("/explicit", None, user) == Path("/explicit")
+
+    def test_environment_comes_second_and_need_not_exist(self, tmp_path: Path, user: dict[str, str]) -> None:
+        self.make(tmp_path / "user" / "shmd" / "control.sock")
+        user["SHMD_SOCKET"] = "/from/environment"
+        assert find_socket(environ=user) == Path("/from/environment")
+
+    def test_users_socket_comes_before_the_systems(self, tmp_path: Path, user: dict[str, str]) -> None:
+        system = self.make(tmp_path / "run" / "shmd" / "control.sock")
+        assert find_socket(environ=user) == system
+        assert find_socket(environ={}) == system
+        users = self.make(tmp_path / "user" / "shmd" / "control.sock")
+        assert find_socket(environ=user) == users
+
+    def test_instance_has_sockets_of_its_own_whatever_the_environment_says(
+        self, tmp_path: Path, user: dict[str, str]
+    ) -> None:
+        self.make(tmp_path / "user" / "shmd" / "control.sock")
+        wanted = self.make(tmp_path / "run" / "shmd" / "trading" / "control.sock")
+        user["SHMD_SOCKET"] = "/from/environment"
+        assert find_socket(None, "trading", user) == wanted
+
+    def test_failure_says_where_it_looked(self, tmp_path: Path, user: dict[str, str]) -> None:
+        with pytest.raises(DaemonUnavailable) as refused:
+            find_socket(environ=user)
+        assert str(tmp_path / "user" / "shmd" / "control.sock") in refused.value.message
+        assert str(tmp_path / "run" / "shmd" / "control.sock") in refused.value.message
+        assert "$SHMD_SOCKET is not set" in refused.value.message
+        assert "XDG_RUNTIME_DIR" not in refused.value.message
+        assert refused.value.hint == "start one with: shmd serve"
+
+    def test_failure_says_what_is_not_set(self, user: dict[str, str]) -> None:
+        with pytest.raises(DaemonUnavailable, match=r"\$XDG_RUNTIME_DIR is not set"):
+            find_socket(environ={})
+
+    def test_instance_that_cannot_be_is_refused(self) -> None:
+        with pytest.raises(InvalidName):
+            find_socket(None, "../etc", {})
