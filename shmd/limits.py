@@ -31,6 +31,9 @@ RECORD_SIZE_DIVISOR: Final = 4
 SUBSCRIBERS_PER_TOPIC_MAX: Final = 1024
 """Slots in a ctl segment: 64 KiB, scanned by a publisher that looks for room."""
 
+TOPIC_TIMEOUT_S_MAX: Final = 10 * 365 * 86_400.0
+"""``idle_ttl`` and ``stall_timeout``: ten years, which any clock here can count; for ever is said by leaving them out."""
+
 # --- reading and publishing --------------------------------------------------------------------------------------------
 READ_BATCH_BYTES: Final = 64 * KIB
 """How much a subscriber copies out at a time: fits the L2 cache, costs about 5 µs."""
@@ -49,6 +52,11 @@ LOCK_BACKOFF_MAX_S: Final = 0.005
 """A busy lock is held for nanoseconds, or by a process that the scheduler took off its core for milliseconds."""
 LOCK_TURNS: Final = 4
 """Turns of the loop after which a busy lock is tried again; only then come the pauses."""
+RECHECK_DISCONNECTED_MIN_S: Final = 0.05
+RECHECK_DISCONNECTED_MAX_S: Final = 1.0
+"""Without a daemon a bell may be lost: a sleeper looks again by itself, first soon, then less and less often."""
+STALL_REPORT_S: Final = 1.0
+"""A publisher that has waited so long tells the daemon, and again every so often: a reader that lives takes milliseconds."""
 RECHECK_HOSTILE_S: Final = 1.0
 """Where participants have different uids a sleeper looks again this often, since a hostile one could spoil bells."""
 LATEST_TOPICS_MAX: Final = 256
@@ -77,6 +85,13 @@ PROTOCOL_ERRORS_MAX: Final = 8
 """Protocol errors before a peer is hung up on."""
 HELLO_TIMEOUT_S: Final = 10.0
 """A peer that connects and says nothing costs a descriptor; after this it is hung up on."""
+RECONNECT_MIN_S: Final = 0.01
+"""A daemon that restarts listens again within tens of milliseconds."""
+RECONNECT_MAX_S: Final = 1.0
+"""Pauses double up to this, each drawn at random from 0 to its length: a thousand clients do not come back at once."""
+RESUME_S: Final = 10.0
+"""A client that hung up and has not resumed for so long no longer holds publishers back: ten times the longest pause
+between two attempts to reconnect. It keeps its slots until its process is proven dead."""
 REQUEST_TIMEOUT_S: Final = 30.0
 """A daemon that does not answer for so long is stuck: creating the largest topic takes a few seconds."""
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -89,6 +104,14 @@ CLIENTS_PER_UID_MAX: Final = 8_192
 """So that one user cannot take all of them."""
 TOPICS_MAX: Final = 2_000
 """Two segments each; a System V namespace holds 4,096 by default (SHMMNI)."""
+PARTICIPANTS_MAX: Final = 16_384
+"""Publishers and subscribers of all topics together: rows of the roster, 3 MiB of address space, touched as needed."""
+INTENTS_MAX: Final = 64
+"""Topics in the making at one time: more wait for their turn."""
+ROSTER_CANDIDATES: Final = 8
+"""Keys that an instance's roster may have: one is enough unless strangers happen to hold segments with them."""
+ROSTER_READ_ATTEMPTS: Final = 16
+"""Times a reader copies a row that changes under its eyes; the daemon changes one in a microsecond."""
 HANDLES_PER_CLIENT_MAX: Final = 4_096
 """Publishers, subscribers and watches of one client."""
 TOTAL_BYTES_DEFAULT: Final = 4 * GIB

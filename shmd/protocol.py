@@ -7,8 +7,14 @@
       │ watch / list / stat / … ─────────▶ │   each reply echoes it
       │ ◀── topic-added, topic-removed, …  │   events carry no ``id``
       │ close ───────────────────────────▶ │
+      │ bye ─────────────────────────────▶ │   last; without it the client is only *absent*, and may resume
 
 The id of the request that opened something (publish, subscribe, watch) is that thing's **handle** from then on.
+
+A client that lost its connection, for instance because the daemon was restarted, connects again and says so in its
+``hello``. If it may **resume**, it has its number and its publishers and subscribers as before, goes on counting its
+request ids, and asks for each handle's bells, which may be new. Watches end with the connection: it watches again.
+
 ``decode_request`` and ``decode_reply`` give a message or raise ``ProtocolError``, whatever the bytes are; nothing else.
 The error names the field. Descriptors travel beside a packet, never in it; ``fds`` on a reply says how many to expect.
 """
@@ -28,6 +34,7 @@ VERSION_MINOR: Final = 0
 """Additions only: a peer of any minor version understands the rest."""
 
 WhenFull: TypeAlias = Literal["discard-old", "wait"]
+Lifetime: TypeAlias = Literal["os", "attached"]
 Notifier: TypeAlias = Literal["eventfd"]
 
 RequestId: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
@@ -36,6 +43,7 @@ ClientName: TypeAlias = Annotated[str, msgspec.Meta(max_length=limits.CLIENT_NAM
 U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 U63: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Mode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=0o777)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=limits.TOPIC_TIMEOUT_S_MAX)]
 Id16: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 
@@ -50,6 +58,12 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     when_full: WhenFull | None = None
     exclusive: bool | None = None
     mode: Mode | None = None
+    lifetime: Lifetime | None = None
+    """`os` (the default): stays until it is removed. `attached`: goes with its last participant."""
+    idle_ttl_s: Seconds | None = None
+    """Removed once it has had no participant for so long."""
+    stall_timeout_s: Seconds | None = None
+    """A subscriber that has held publishers back for so long without reading loses its tether, and is told."""
 
 
 class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +84,10 @@ class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
     created_ns: U63
     hostile: bool = False
     """Participants may have different uids: sleepers look again by themselves (DESIGN: doorbells)."""
+    lifetime: Lifetime = "os"
+    """`attached`: both keys are 0, for the segments are attached by their ids alone."""
+    idle_ttl_s: Seconds | None = None
+    stall_timeout_s: Seconds | None = None
 
 
 class SubscriberStat(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +136,8 @@ class Hello(_Message, frozen=True, kw_only=True, tag="hello"):
     name: ClientName = ""
     ipc_namespace: U63 = 0
     pid_namespace: U63 = 0
+    resume: U63 = 0
+    """The number that this process's lost connection had; 0: begin anew."""
 
 
 class Declare(_Message, frozen=True, kw_only=True, tag="declare"):
@@ -177,6 +197,38 @@ class Close(_Message, frozen=True, kw_only=True, tag="close"):
     handle: RequestId
 
 
+class Resume(_Message, frozen=True, kw_only=True, tag="resume"):
+    """The bells, as they are now, of a publisher or subscriber that this client holds since an earlier connection.
+
+    Reply: ``Resumed`` with two descriptors; refused with ``no-such-topic`` if the handle or its topic is gone.
+    """
+
+    id: RequestId
+    handle: RequestId
+
+
+class Bye(_Message, frozen=True, kw_only=True, tag="bye"):
+    """Give everything back at once, and do not wait for this client to resume. Reply: ``Done``, then a hang-up."""
+
+    id: RequestId
+
+
+class ReportStall(_Message, frozen=True, kw_only=True, tag="stall"):
+    """A publisher of this client has waited long for room, or for the lock, and the daemon shall look who is to blame.
+
+    It does what the topic's ``stall_timeout_s`` and a proof of death allow. Reply: ``Done`` once it has looked.
+    """
+
+    id: RequestId
+    topic: TopicName
+
+
+class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
+    """End the daemon; topics stay, as their lifetimes say. For its own user and root. Reply: ``Done``, then a hang-up."""
+
+    id: RequestId
+
+
 class ListTopics(_Message, frozen=True, kw_only=True, tag="list"):
     """Topics matching ``pattern`` after the name ``after``, in order of name. Reply: ``TopicList``."""
 
@@ -229,6 +281,10 @@ class Welcome(_Message, frozen=True, kw_only=True, tag="welcome"):
     instance_id: Id16
     ipc_namespace: U63
     pid: int
+    roster_id: U32
+    """Id of the segment that says who takes part in what; to be attached read-only."""
+    resumed: bool = False
+    """``client`` is the number asked for, with all publishers and subscribers that it still holds."""
 
 
 class Done(_Message, frozen=True, kw_only=True, tag="done"):
@@ -253,7 +309,7 @@ class PublisherGranted(_Message, frozen=True, kw_only=True, tag="publisher"):
     id: RequestId
     topic: TopicInfo
     publisher: U32
-    """The number this publisher writes into its records; unique within the daemon's life."""
+    """The number this publisher writes into its records; unique within the instance's life."""
     fds: Annotated[int, msgspec.Meta(ge=0, le=limits.DESCRIPTORS_PER_MESSAGE_MAX)] = 2
 
 
@@ -264,6 +320,11 @@ class SubscriberGranted(_Message, frozen=True, kw_only=True, tag="subscriber"):
     incarnation: U32
     from_start: bool
     """The cursor already stands (tethered, if asked for) at position 0: this watch waited for the topic's creation."""
+    fds: Annotated[int, msgspec.Meta(ge=0, le=limits.DESCRIPTORS_PER_MESSAGE_MAX)] = 2
+
+
+class Resumed(_Message, frozen=True, kw_only=True, tag="resumed"):
+    id: RequestId
     fds: Annotated[int, msgspec.Meta(ge=0, le=limits.DESCRIPTORS_PER_MESSAGE_MAX)] = 2
 
 
@@ -292,6 +353,15 @@ class TopicGone(_Message, frozen=True, kw_only=True, tag="topic-gone"):
     topic_id: Id16
 
 
+class Untethered(_Message, frozen=True, kw_only=True, tag="untethered"):
+    """The subscriber ``handle`` of this client held publishers back for the topic's ``stall_timeout_s``, and no longer
+    does: it keeps its slot, and may now lose records.
+    """
+
+    topic: TopicName
+    handle: RequestId
+
+
 Request: TypeAlias = Union[  # noqa: UP007 - msgspec needs a runtime union
     Hello,
     Declare,
@@ -305,11 +375,15 @@ Request: TypeAlias = Union[  # noqa: UP007 - msgspec needs a runtime union
     RemoveTopic,
     WaitSubscribers,
     Cancel,
+    Resume,
+    ReportStall,
+    Bye,
+    Stop,
 ]
 Reply: TypeAlias = Union[  # noqa: UP007
-    Welcome, Done, Refused, TopicReply, PublisherGranted, SubscriberGranted, TopicList, StatReply
+    Welcome, Done, Refused, TopicReply, PublisherGranted, SubscriberGranted, Resumed, TopicList, StatReply
 ]
-Event: TypeAlias = Union[TopicAdded, TopicGone]  # noqa: UP007
+Event: TypeAlias = Union[TopicAdded, TopicGone, Untethered]  # noqa: UP007
 Outbound: TypeAlias = Union[Reply, Event]  # noqa: UP007
 
 _T = TypeVar("_T")

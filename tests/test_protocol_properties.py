@@ -40,6 +40,8 @@ def _for_type(annotation: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
             lowest = ge if ge is not None else -(2**63) if gt is None else gt + 1
             highest = le if le is not None else 2**64 - 1 if lt is None else lt - 1
             return st.integers(lowest, highest)
+        case msgspec.inspect.FloatType(gt, ge, lt, le):
+            return st.floats(gt if ge is None else ge, lt if le is None else le, exclude_min=gt is not None)
         case msgspec.inspect.StrType(shortest, longest):
             return st.text(
                 st.characters(exclude_categories=["Cs"]), min_size=shortest or 0, max_size=min(longest or 30, 30)

@@ -54,6 +54,7 @@ class Identity:
     credentials: Credentials
     ipc_namespace: int
     topic_overhead_bytes: int
+    roster_id: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ def _hello(state: State, client: Client, message: protocol.Hello) -> None:
         instance_id=identity.instance_id,
         ipc_namespace=identity.ipc_namespace,
         pid=identity.credentials.pid,
+        roster_id=identity.roster_id,
     )
     state.send(client, welcome)
 
