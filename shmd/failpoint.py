@@ -1,0 +1,48 @@
+"""Places at which a test kills the daemon, to see that the next one finds its way.
+
+They stand where half of something is done: between the two of any pair of steps that only make sense together. In
+production ``hook`` is None, and a failpoint is a comparison.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NAMES: Final = (
+    "roster-made",
+    "roster-formatted",
+    "generation-raised",
+    "intent-noted",
+    "log-made",
+    "ctl-made",
+    "topic-formatted",
+    "keys-given-up",
+    "topic-made",
+    "topic-noted",
+    "intent-cleared",
+    "slot-granted",
+    "participant-noted",
+    "slot-released",
+    "participant-forgotten",
+    "removal-noted",
+    "log-removed",
+    "segments-removed",
+    "topic-forgotten",
+    "removal-finished",
+    "intent-resolved",
+    "topic-adopted",
+    "slots-reconciled",
+    "adopted",
+)
+
+hook: Callable[[str], None] | None = None
+"""Called with the name at every failpoint that is passed."""
+
+
+def reach(name: str) -> None:
+    """This is the failpoint ``name``, one of ``NAMES``."""
+    if hook is not None:
+        hook(name)

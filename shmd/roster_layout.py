@@ -1,0 +1,282 @@
+"""What lies in a roster, byte for byte; docs/memory-layout.md says the same.
+
+    0x0000   header        who writes it, and how often it was started
+             topics        one row each
+             participants  one row each: publishers, subscribers, and slots kept for a watch
+             intents       keys of segments that are being made
+
+Every row begins with a word of state: 8 bits say what it is, the others count its changes. A row is written while it is
+``FREE`` and then committed by one store of that word, so that a daemon killed anywhere leaves a row that is there or is
+not, and a reader that finds the same word before and after copying a row has one that was never half written. All is
+little-endian, of fixed width, and padded by hand.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+from shmd import limits
+
+MAGIC: Final = int.from_bytes(b"SHMDROS1", "little")
+VERSION_MAJOR: Final = 1
+VERSION_MINOR: Final = 0
+VERSION: Final = VERSION_MAJOR << 16 | VERSION_MINOR
+
+FREE: Final = 0
+LIVE: Final = 1
+REMOVING: Final = 2
+"""A topic whose segments are being removed."""
+QUARANTINED: Final = 3
+"""A topic whose segments are not what the row says: left alone, never trusted."""
+STATE_BITS: Final = 8
+
+HEADER_BYTES: Final = 4096
+_NAME_BYTES: Final = 256
+_CLIENT_NAME_BYTES: Final = limits.CLIENT_NAME_BYTES_MAX
+_FLAG_WAIT: Final = 1
+_FLAG_EXCLUSIVE: Final = 2
+_FLAG_ATTACHED: Final = 4
+
+
+class Fields:
+    """A struct whose fields have names: ``{field: (offset, size)}``, packed into ``size_bytes``."""
+
+    def __init__(self, size_bytes: int, formats: dict[str, tuple[int, str]]) -> None:
+        self.size_bytes = size_bytes
+        self.table = {name: (offset, struct.calcsize("<" + code)) for name, (offset, code) in formats.items()}
+        self.offset = {name: offset for name, (offset, _) in formats.items()}
+        layout, end = "<", 0
+        for offset, code in formats.values():
+            layout += f"{offset - end}x{code}"
+            end = offset + struct.calcsize("<" + code)
+        self._struct = struct.Struct(f"{layout}{size_bytes - end}x")
+
+    def pack(self, *values: object) -> bytes:
+        return self._struct.pack(*values)
+
+    def unpack(self, raw: bytes) -> tuple[object, ...]:
+        return self._struct.unpack(raw)
+
+
+HEADER: Final = Fields(
+    HEADER_BYTES,
+    {
+        "magic": (0, "Q"),
+        "version": (8, "I"),
+        "header_bytes": (12, "I"),
+        "instance_id": (16, "16s"),
+        "topic_rows": (32, "I"),
+        "participant_rows": (36, "I"),
+        "intent_rows": (40, "I"),
+        "pid": (48, "Q"),
+        "start_time": (56, "Q"),
+        "pid_namespace": (64, "Q"),
+        "time_namespace": (72, "Q"),
+        "generation": (80, "Q"),
+        "publishers_numbered": (88, "Q"),
+        "instance": (128, "64s"),
+    },
+)
+TOPIC: Final = Fields(
+    512,
+    {
+        "state": (0, "Q"),
+        "log_id": (8, "I"),
+        "log_key": (12, "I"),
+        "ctl_id": (16, "I"),
+        "ctl_key": (20, "I"),
+        "size_bytes": (24, "Q"),
+        "flags": (32, "I"),
+        "mode": (36, "I"),
+        "uid": (40, "I"),
+        "gid": (44, "I"),
+        "declared_by": (48, "I"),
+        "incarnation_max": (56, "Q"),
+        "created_ns": (64, "Q"),
+        "idle_ttl_s": (72, "d"),
+        "stall_timeout_s": (80, "d"),
+        "topic_id": (88, "16s"),
+        "name": (256, f"{_NAME_BYTES}s"),
+    },
+)
+PARTICIPANT: Final = Fields(
+    192,
+    {
+        "state": (0, "Q"),
+        "client": (8, "Q"),
+        "handle": (16, "Q"),
+        "topic_id": (24, "16s"),
+        "kind": (40, "I"),
+        "slot": (44, "I"),
+        "incarnation": (48, "I"),
+        "publisher": (52, "I"),
+        "tethered": (56, "I"),
+        "uid": (60, "I"),
+        "gid": (64, "I"),
+        "pid": (68, "I"),
+        "start_time": (72, "Q"),
+        "pid_namespace": (80, "Q"),
+        "name": (128, f"{_CLIENT_NAME_BYTES}s"),
+    },
+)
+INTENT: Final = Fields(
+    64, {"state": (0, "Q"), "kind": (8, "I"), "log_key": (12, "I"), "ctl_key": (16, "I"), "pid": (20, "I")}
+)
+INTENT_CREATE: Final = 1
+
+TOPICS_AT: Final = HEADER_BYTES
+PARTICIPANTS_AT: Final = TOPICS_AT + limits.TOPICS_MAX * TOPIC.size_bytes
+INTENTS_AT: Final = PARTICIPANTS_AT + limits.PARTICIPANTS_MAX * PARTICIPANT.size_bytes
+ROSTER_BYTES: Final = INTENTS_AT + limits.INTENTS_MAX * INTENT.size_bytes
+
+ParticipantKind: TypeAlias = Literal["publisher", "subscriber", "kept"]
+_KINDS: Final[tuple[ParticipantKind, ...]] = ("publisher", "subscriber", "kept")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Who writes the roster: process, its namespaces, and how many daemons of the instance there were before it."""
+
+    version: int
+    instance_id: bytes
+    instance: str
+    pid: int
+    start_time: int
+    pid_namespace: int
+    time_namespace: int
+    generation: int
+    publishers_numbered: int
+
+    def pack(self) -> bytes:
+        """Without the magic, which is stored last."""
+        return HEADER.pack(
+            *(0, self.version, HEADER_BYTES, self.instance_id),
+            *(limits.TOPICS_MAX, limits.PARTICIPANTS_MAX, limits.INTENTS_MAX),
+            *(self.pid, self.start_time, self.pid_namespace, self.time_namespace),
+            *(self.generation, self.publishers_numbered, self.instance.encode()),
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Header:
+        values = dict(zip(HEADER.offset, HEADER.unpack(raw), strict=True))
+        known = {name: values[name] for name in cls.__slots__ if name != "instance"}
+        return cls(**known, instance=_text(values["instance"]))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicRow:
+    """One topic: what its segments are, and what the client that had it made asked for. ``state`` as above."""
+
+    state: int = LIVE
+    log_id: int
+    log_key: int
+    ctl_id: int
+    ctl_key: int
+    size_bytes: int
+    wait: bool
+    exclusive: bool
+    attached: bool
+    mode: int
+    uid: int
+    gid: int
+    declared_by: int
+    incarnation_max: int = 0
+    created_ns: int
+    idle_ttl_s: float | None
+    stall_timeout_s: float | None
+    topic_id: bytes
+    name: str
+
+    def pack(self) -> bytes:
+        """With state ``FREE``."""
+        flags = _FLAG_WAIT * self.wait | _FLAG_EXCLUSIVE * self.exclusive | _FLAG_ATTACHED * self.attached
+        return TOPIC.pack(
+            *(FREE, self.log_id, self.log_key, self.ctl_id, self.ctl_key, self.size_bytes, flags, self.mode),
+            *(self.uid, self.gid, self.declared_by, self.incarnation_max, self.created_ns),
+            *(self.idle_ttl_s or 0.0, self.stall_timeout_s or 0.0, self.topic_id, self.name.encode()),
+        )
+
+    @classmethod
+    def unpack(cls, state: int, raw: bytes) -> TopicRow:
+        values = dict(zip(TOPIC.offset, TOPIC.unpack(raw), strict=True))
+        flags = values.pop("flags")
+        assert isinstance(flags, int)
+        values |= {
+            "state": state,
+            "wait": bool(flags & _FLAG_WAIT),
+            "exclusive": bool(flags & _FLAG_EXCLUSIVE),
+            "attached": bool(flags & _FLAG_ATTACHED),
+            "idle_ttl_s": values["idle_ttl_s"] or None,
+            "stall_timeout_s": values["stall_timeout_s"] or None,
+            "name": _text(values["name"]),
+        }
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantRow:
+    """One publisher, subscriber, or slot kept for a watch (``handle``), and the process that holds it."""
+
+    client: int
+    handle: int
+    topic_id: bytes
+    kind: ParticipantKind
+    slot: int = 0
+    incarnation: int = 0
+    publisher: int = 0
+    tethered: bool = False
+    uid: int
+    gid: int
+    pid: int
+    start_time: int
+    pid_namespace: int
+    name: str
+
+    @property
+    def key(self) -> tuple[int, int, bytes]:
+        """No two rows have the same."""
+        return self.client, self.handle, self.topic_id
+
+    def pack(self) -> bytes:
+        """With state ``FREE``."""
+        return PARTICIPANT.pack(
+            *(FREE, self.client, self.handle, self.topic_id, _KINDS.index(self.kind) + 1),
+            *(self.slot, self.incarnation, self.publisher, self.tethered),
+            *(self.uid, self.gid, self.pid, self.start_time, self.pid_namespace, self.name.encode()),
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> ParticipantRow | None:
+        """None if no daemon wrote this."""
+        values = dict(zip(PARTICIPANT.offset, PARTICIPANT.unpack(raw), strict=True))
+        kind = values.pop("kind")
+        del values["state"]
+        if not isinstance(kind, int) or not 1 <= kind <= len(_KINDS):
+            return None
+        values |= {"kind": _KINDS[kind - 1], "tethered": bool(values["tethered"]), "name": _text(values["name"])}
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntentRow:
+    """Two segments that the daemon ``pid`` was about to create."""
+
+    log_key: int
+    ctl_key: int
+    pid: int
+
+    def pack(self) -> bytes:
+        """With state ``FREE``."""
+        return INTENT.pack(FREE, INTENT_CREATE, self.log_key, self.ctl_key, self.pid)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> IntentRow:
+        _, _, *values = INTENT.unpack(raw)
+        return cls(**dict(zip(("log_key", "ctl_key", "pid"), values, strict=True)))  # type: ignore[arg-type]
+
+
+def _text(raw: object) -> str:
+    assert isinstance(raw, bytes)
+    return raw.partition(b"\0")[0].decode("utf-8", "ignore")
