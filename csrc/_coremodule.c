@@ -439,19 +439,20 @@ static PyObject *Log_ring(PyObject *op, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
-static PyObject *record_new(const struct shmd_view *view, PyObject *topic, PyObject *decode);
+static PyObject *record_new(const struct shmd_view *view, PyObject *topic, PyObject *decode, PyObject *explain);
 
-static PyObject *Log_newest(PyObject *op, PyObject *decode) {
+static PyObject *Log_newest(PyObject *op, PyObject *args) {
     Log *self = log_check(op);
+    PyObject *decode, *explain = Py_None;
     struct shmd_view view;
     uint8_t *buffer = NULL;
     size_t buffer_bytes = 0;
     PyObject *record = NULL;
-    if (self == NULL)
+    if (self == NULL || !PyArg_ParseTuple(args, "O|O:newest", &decode, &explain))
         return NULL;
     int result = shmd_newest(&self->log, &buffer, &buffer_bytes, &view);
     if (result == SHMD_OK)
-        record = record_new(&view, self->name, decode);
+        record = record_new(&view, self->name, decode, explain);
     else if (result < 0)
         raise_result(result, self, 0);
     else
@@ -477,7 +478,7 @@ static PyObject *Log_record_size_max(PyObject *op, void *unused) {
 
 static PyMethodDef Log_methods[] = {
     {"stat", Log_stat, METH_NOARGS, "Counters and positions."},
-    {"newest", Log_newest, METH_O, "The newest record, or None."},
+    {"newest", Log_newest, METH_VARARGS, "The newest record, or None."},
     {"slot_grant", (PyCFunction)(void (*)(void))Log_slot_grant, METH_VARARGS | METH_KEYWORDS, "Daemon: give a slot away."},
     {"slot_release", Log_slot_release, METH_VARARGS, "Daemon: take a slot back."},
     {"slot_untether", Log_slot_untether, METH_VARARGS, "Take the tether away, if this incarnation has one."},
@@ -505,12 +506,12 @@ static PyType_Spec Log_spec = {"shmd._core.Log", sizeof(Log), 0, Py_TPFLAGS_DEFA
 
 typedef struct {
     PyObject_HEAD
-    PyObject *raw, *value, *topic, *decode;
+    PyObject *raw, *value, *topic, *decode, *explain;
     uint64_t seq, time_ns, lost;
     uint32_t publisher;
 } Record;
 
-static PyObject *record_new(const struct shmd_view *view, PyObject *topic, PyObject *decode) {
+static PyObject *record_new(const struct shmd_view *view, PyObject *topic, PyObject *decode, PyObject *explain) {
     PyObject *raw = PyBytes_FromStringAndSize((const char *)view->payload, (Py_ssize_t)view->length);
     if (raw == NULL)
         return NULL;
@@ -523,6 +524,7 @@ static PyObject *record_new(const struct shmd_view *view, PyObject *topic, PyObj
     self->value = NULL;
     self->topic = Py_NewRef(topic);
     self->decode = Py_NewRef(decode);
+    self->explain = Py_NewRef(explain);
     self->seq = view->seq;
     self->time_ns = view->time_ns;
     self->lost = view->lost;
@@ -535,6 +537,7 @@ static int Record_traverse(PyObject *op, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->value);
     Py_VISIT(self->decode);
+    Py_VISIT(self->explain);
     return 0;
 }
 
@@ -551,8 +554,27 @@ static void Record_dealloc(PyObject *op) {
     Py_XDECREF(self->value);
     Py_XDECREF(self->topic);
     Py_XDECREF(self->decode);
+    Py_XDECREF(self->explain);
     PyObject_GC_Del(op);
     Py_DECREF(type);
+}
+
+/* Replace the exception that `decode` raised by the one that `explain` makes of it, with the first as its cause. */
+static void explain_failure(Record *self) {
+    PyObject *type, *cause, *traceback;
+    if (self->explain == Py_None || !PyErr_ExceptionMatches(PyExc_Exception))
+        return;
+    PyErr_Fetch(&type, &cause, &traceback);
+    PyErr_NormalizeException(&type, &cause, &traceback);
+    PyObject *error = PyObject_CallFunctionObjArgs(self->explain, self->raw, cause, NULL);
+    if (error != NULL) {
+        PyException_SetCause(error, Py_NewRef(cause));
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    }
+    Py_XDECREF(error);
+    Py_XDECREF(type);
+    Py_XDECREF(cause);
+    Py_XDECREF(traceback);
 }
 
 static PyObject *Record_value(PyObject *op, void *unused) {
@@ -560,8 +582,10 @@ static PyObject *Record_value(PyObject *op, void *unused) {
     (void)unused;
     if (self->value == NULL) {
         PyObject *value = PyObject_CallFunctionObjArgs(self->decode, self->raw, NULL);
-        if (value == NULL)
+        if (value == NULL) {
+            explain_failure(self);
             return NULL;
+        }
         if (self->value == NULL) { /* the decoder is anyone's code: it may have asked for the value itself */
             self->value = value;
             if (!PyObject_GC_IsTracked(op))
@@ -863,19 +887,19 @@ static PyType_Spec Feed_spec = {"shmd._core.Feed", sizeof(Feed), 0,
 typedef struct {
     PyObject_HEAD
     Log *log;
-    PyObject *decode;
+    PyObject *decode, *explain;
     struct shmd_reader reader;
     uint64_t scan_from;
 } Cursor;
 
 static int Cursor_init(PyObject *op, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"log", "slot", "incarnation", "tethered", "space_fd", "decode", NULL};
+    static char *names[] = {"log", "slot", "incarnation", "tethered", "space_fd", "decode", "explain", NULL};
     Cursor *self = (Cursor *)op;
-    PyObject *log, *decode;
+    PyObject *log, *decode, *explain = Py_None;
     unsigned int slot, incarnation;
     int tethered, space_fd;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!$IIpiO:Cursor", names, Log_Type, &log, &slot, &incarnation, &tethered,
-                                     &space_fd, &decode))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!$IIpiOO:Cursor", names, Log_Type, &log, &slot, &incarnation, &tethered,
+                                     &space_fd, &decode, &explain))
         return -1;
     if (self->log != NULL || (self->log = log_use(log)) == NULL) {
         if (!PyErr_Occurred())
@@ -889,17 +913,20 @@ static int Cursor_init(PyObject *op, PyObject *args, PyObject *kwargs) {
         return -1;
     }
     self->decode = Py_NewRef(decode);
+    self->explain = Py_NewRef(explain);
     return 0;
 }
 
 static int Cursor_traverse(PyObject *op, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(((Cursor *)op)->decode);
+    Py_VISIT(((Cursor *)op)->explain);
     return 0;
 }
 
 static int Cursor_clear(PyObject *op) {
     Py_CLEAR(((Cursor *)op)->decode);
+    Py_CLEAR(((Cursor *)op)->explain);
     return 0;
 }
 
@@ -1000,7 +1027,7 @@ static PyObject *Cursor_read(PyObject *op, PyObject *args) {
         if (result != SHMD_OK)
             break;
         while ((result = shmd_read_next(&self->reader, &view)) == SHMD_OK) {
-            if (feed_push((Feed *)feed, record_new(&view, self->log->name, self->decode)) != 0)
+            if (feed_push((Feed *)feed, record_new(&view, self->log->name, self->decode, self->explain)) != 0)
                 return NULL;
             count++;
         }

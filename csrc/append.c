@@ -13,8 +13,10 @@
  * fence, then looks at head: if any byte it copied was one of ours, it sees our head too, and throws the copy away.
  *
  * Room on a `wait` topic: head never passes the slowest tethered cursor. The cursor is cached; `joins` tells when a new
- * tether may lie below it. head is stored first and joins looked at after, because a joiner stores its cursor, bumps
- * joins, and looks at head last: one of the two always sees the other, and only then is a byte touched.
+ * tether may lie below it. Where head is to go is claimed first, and joins looked at after, because a joiner stores its
+ * cursor, bumps joins, and looks at the claim last: one of the two always sees the other, and only then does head move
+ * and a byte change. (head itself cannot be moved on trial: a reader that saw it would skip records that nobody touched,
+ * and a publisher that died there could not put it back. docs/models/tether.pml has both as mutants.)
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -50,14 +52,14 @@ static int give_up_waiting(struct shmd_appender *a, uint64_t head, uint64_t tail
         a->wanted = pos;
         return SHMD_FULL;
     }
-    store_seq(&header->head, pos); /* SYNC: pairs with the look at head in shmd_join */
-    SHMD_FAILPOINT(append_head_stored);
+    store_seq(&header->claim, pos); /* SYNC: pairs with the look at claim in shmd_join */
+    SHMD_FAILPOINT(append_claimed);
     if (load_seq(&a->log->ctl->joins) == a->joins) /* SYNC: pairs with the bump in shmd_join */
         return SHMD_OK;
     scan_cursors(a, head, tail);
     if (pos <= a->slowest)
         return SHMD_OK;
-    store_seq(&header->head, head); /* no byte was touched: as before. SYNC: as above */
+    store_seq(&header->claim, head); /* SYNC: as above */
     a->wanted = pos;
     return SHMD_FULL;
 }
@@ -80,10 +82,9 @@ static int make_room(struct shmd_appender *a, uint64_t head, uint64_t tail, uint
         int result = give_up_waiting(a, head, tail, pos);
         if (result != SHMD_OK)
             return result;
-    } else {
-        store_relaxed(&log->header->head, pos); /* ordered by the fence below */
-        SHMD_FAILPOINT(append_head_stored);
     }
+    store_relaxed(&log->header->head, pos); /* ordered by the fence below */
+    SHMD_FAILPOINT(append_head_stored);
     fence_release(); /* SYNC: pairs with the acquire fence after a reader's copy: our bytes imply our head */
     return SHMD_OK;
 }

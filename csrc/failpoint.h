@@ -7,6 +7,7 @@
 
 #define SHMD_FAILPOINT_LIST(X) \
     X(append_locked)           \
+    X(append_claimed)          \
     X(append_head_stored)      \
     X(append_half_copied)      \
     X(append_copied)           \

@@ -17,6 +17,7 @@
  *          +--------------------------------------------------------------+
  *   0x0200 | tail             u64 : end of the last committed record      |  each on a cache line of its own:
  *   0x0240 | head             u64 : start of the oldest record kept       |  what publishers write
+ *          | claim            u64 : where head is about to go (`wait`)    |
  *   0x0280 | lock             u32 : robust-futex word, owner's TID        |
  *   0x02c0 | rung             u64 | space_armed u64                       |
  *   0x0300 | published        u64 | published_bytes u64 | takeovers u64   |
@@ -98,7 +99,8 @@ struct shmd_log_header {
     shmd_a64 tail;
     uint8_t reserved_tail[56];
     shmd_a64 head;
-    uint8_t reserved_head[56];
+    shmd_a64 claim;
+    uint8_t reserved_head[48];
     shmd_a32 lock;
     uint8_t reserved_lock[60];
     shmd_a64 rung;
@@ -159,6 +161,7 @@ struct shmd_slot {
     X(name, 0x080)           \
     X(tail, 0x200)           \
     X(head, 0x240)           \
+    X(claim, 0x248)          \
     X(lock, 0x280)           \
     X(rung, 0x2c0)           \
     X(space_armed, 0x2c8)    \

@@ -114,18 +114,25 @@ static int look_for_data(const struct shmd_log *log, uint64_t *positionp, uint64
     return SHMD_EMPTY;
 }
 
+/* Where a joiner may start: at head, or where a publisher is about to move it, or died about to. */
+static uint64_t first_for_keeps(const struct shmd_reader *r, uint64_t head, uint64_t tail) {
+    uint64_t claim = load_relaxed(&r->log->header->claim);
+    return r->wants_tether && claim > head && claim <= tail && (claim & 7u) == 0 ? claim : head;
+}
+
 int shmd_seek_all(struct shmd_reader *r) {
     struct shmd_record oldest;
     uint64_t head, tail;
     int result = shmd_log_bounds(r->log, &head, &tail);
     if (result != SHMD_OK)
         return result;
-    uint64_t position = head;
+    uint64_t start = first_for_keeps(r, head, tail);
+    uint64_t position = start;
     result = look_for_data(r->log, &position, tail, &oldest);
     if (result == SHMD_EMPTY)
         stand_at(r, tail, tail == 0 ? 1 : 0, false);
     else if (result == SHMD_OK)
-        stand_at(r, head, oldest.seq, false);
+        stand_at(r, start, oldest.seq, false);
     return result == SHMD_EMPTY ? SHMD_OK : result;
 }
 
@@ -143,7 +150,8 @@ int shmd_seek_scan(struct shmd_reader *r, enum shmd_seek by, uint64_t value, uin
     int result = shmd_log_bounds(r->log, &head, &tail);
     if (result != SHMD_OK)
         return result;
-    uint64_t position = *fromp > head && *fromp <= tail ? *fromp : head;
+    uint64_t start = first_for_keeps(r, head, tail);
+    uint64_t position = *fromp > start && *fromp <= tail ? *fromp : start;
     for (; steps > 0; steps--) {
         struct shmd_record record;
         result = look_for_data(r->log, &position, tail, &record);
@@ -167,6 +175,11 @@ int shmd_seek_scan(struct shmd_reader *r, enum shmd_seek by, uint64_t value, uin
     return SHMD_AGAIN;
 }
 
+static void ring_for_room(struct shmd_reader *r) {
+    if (r->log->flags & SHMD_FLAG_WAIT)
+        shmd_bell_check(&r->log->header->space_armed, &r->log->ctl->space_rung, r->space_fd);
+}
+
 int shmd_join(struct shmd_reader *r) {
     r->tethered = r->wants_tether;
     uint64_t flags = SHMD_WORD_LIVE | (r->tethered ? SHMD_WORD_TETHERED : 0);
@@ -179,12 +192,18 @@ int shmd_join(struct shmd_reader *r) {
         return -ESTALE;
     r->word = word;
     SHMD_FAILPOINT(join_cursor_stored);
-    if (!r->tethered)
-        return SHMD_OK;
-    (void)add_seq(&r->log->ctl->joins, 1); /* SYNC: pairs with the loads of joins in append.c */
-    SHMD_FAILPOINT(join_announced);
-    /* SYNC: pairs with the store of head in give_up_waiting: it saw our bump, or we see its head */
-    return load_seq(&r->log->header->head) > r->position ? SHMD_AGAIN : SHMD_OK;
+    if (r->tethered) {
+        (void)add_seq(&r->log->ctl->joins, 1); /* SYNC: pairs with the loads of joins in append.c */
+        SHMD_FAILPOINT(join_announced);
+        /* SYNC: pairs with the store of claim in give_up_waiting: it saw our bump, or we see its claim */
+        uint64_t claim = load_seq(&r->log->header->claim);
+        if (claim > load_acquire(&r->log->header->tail)) /* SYNC: tail only grows, and a claim is never beyond it */
+            return -EUCLEAN;
+        if (claim > r->position)
+            return SHMD_AGAIN;
+    }
+    ring_for_room(r); /* the cursor may have moved up: from where the daemon put it, or from an earlier try */
+    return SHMD_OK;
 }
 
 static int ensure_copy(struct shmd_reader *r, uint64_t bytes) {
@@ -357,11 +376,9 @@ static void store_cursor(struct shmd_reader *r) {
 }
 
 void shmd_read_end(struct shmd_reader *r) {
-    struct shmd_log_header *header = r->log->header;
     store_cursor(r);
     SHMD_FAILPOINT(read_cursor_stored);
-    if (r->log->flags & SHMD_FLAG_WAIT)
-        shmd_bell_check(&header->space_armed, &r->log->ctl->space_rung, r->space_fd);
+    ring_for_room(r);
     SHMD_FAILPOINT(read_rung);
 }
 
@@ -384,6 +401,5 @@ void shmd_leave(struct shmd_reader *r) {
     }
     r->word = 0;
     r->tethered = false;
-    if (r->log->flags & SHMD_FLAG_WAIT)
-        shmd_bell_check(&r->log->header->space_armed, &r->log->ctl->space_rung, r->space_fd);
+    ring_for_room(r);
 }

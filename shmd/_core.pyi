@@ -10,6 +10,8 @@ from typing import Any, Final, Generic, TypeVar, final
 from typing_extensions import Buffer, Self
 
 T = TypeVar("T")
+Explain = Callable[[bytes, Exception], Exception]
+"""Makes the exception to raise from the payload and what ``decode`` raised."""
 
 LAYOUT_MAJOR: Final[int]
 LAYOUT_MINOR: Final[int]
@@ -105,7 +107,7 @@ class Log:
         """The largest payload, in bytes."""
     def stat(self) -> dict[str, int]:
         """head, tail, first_seq, last_seq, last_time_ns, published, published_bytes, lock_owner_tid, takeovers."""
-    def newest(self, decode: Callable[[bytes], T]) -> Record[T] | None:
+    def newest(self, decode: Callable[[bytes], T], explain: Explain | None = None) -> Record[T] | None:
         """The newest record, or None. Tries again if overtaken, a bounded number of times."""
     def slot_grant(self, slot: int, incarnation: int, *, tethered: bool) -> None:
         """Daemon: give the slot to a new subscriber, its cursor (tethered or not) at position 0."""
@@ -181,7 +183,8 @@ class Cursor:
     """A subscriber's place in one log. Seek, join, then read."""
 
     def __init__(
-        self, log: Log, *, slot: int, incarnation: int, tethered: bool, space_fd: int, decode: Callable[[bytes], Any]
+        self, log: Log, *, slot: int, incarnation: int, tethered: bool, space_fd: int,
+        decode: Callable[[bytes], Any], explain: Explain | None,
     ) -> None: ...
     def seek_start(self) -> None:
         """Position 0, before record 1: for a grant that came ``from_start``."""

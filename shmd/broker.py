@@ -30,6 +30,7 @@ from shmd.registry import (
     DestroyTopic,
     GrantSlot,
     HangUp,
+    IgnoreDeath,
     ReleaseSlot,
     ReportStat,
     RingBells,
@@ -69,8 +70,8 @@ class Broker:
         self._numbers = itertools.count(1)
         self._peers: dict[int, _Peer] = {}
         self._topics: dict[str, StoredTopic] = {}
-        self._dying: dict[int, int] = {}
-        """Client to the pidfd of its process, whose death is awaited."""
+        self._awaited: dict[int, int | None] = {}
+        """Clients whose process's death is awaited: its pidfd, or None as long as there is none to be had."""
         self._creators = ThreadPoolExecutor(_CREATORS, thread_name_prefix="shmd-create")
         self._creations: set[asyncio.Task[None]] = set()
         self._stop = threading.Event()
@@ -99,10 +100,8 @@ class Broker:
             await asyncio.wait(self._creations)
         self._creators.shutdown()
         await asyncio.sleep(0)  # the connections' last callbacks
-        for pidfd in self._dying.values():
-            self._loop.remove_reader(pidfd)
-            os.close(pidfd)
-        self._dying.clear()
+        for number in list(self._awaited):
+            self._ignore_death(number)
         while self._topics:
             self._topics.popitem()[1].close(remove=remove)
 
@@ -129,13 +128,8 @@ class Broker:
         self._perform(self._registry.client_left(number))
         del self._peers[number]
 
-    def _pidfd_is_ready(self, number: int) -> None:
-        pidfd = self._dying.pop(number)
-        self._loop.remove_reader(pidfd)
-        os.close(pidfd)
-        self._process_died(number)
-
     def _process_died(self, number: int) -> None:
+        self._ignore_death(number)
         self._perform(self._registry.process_died(number))
 
     # --- effects ------------------------------------------------------------------------------------------------------
@@ -162,7 +156,10 @@ class Broker:
                 case ReportStat():
                     self._report(effect)
                 case AwaitDeath(client):
+                    self._awaited[client] = None
                     self._await_death(client, self._peers[client].credentials.pid)
+                case IgnoreDeath(client):
+                    self._ignore_death(client)
 
     def _report(self, effect: ReportStat) -> None:
         reply: protocol.Reply
@@ -198,7 +195,7 @@ class Broker:
 
     def _await_death(self, number: int, pid: int) -> None:
         """Watch the process that the client was. Were its id in use again, that would only delay the good news."""
-        if self._stop.is_set():
+        if number not in self._awaited:
             return
         try:
             pidfd = os.pidfd_open(pid)
@@ -210,8 +207,14 @@ class Broker:
             if pid > 0:
                 self._loop.call_later(limits.ACCEPT_PAUSE_S, self._await_death, number, pid)
         else:
-            self._dying[number] = pidfd
-            self._loop.add_reader(pidfd, self._pidfd_is_ready, number)
+            self._awaited[number] = pidfd
+            self._loop.add_reader(pidfd, self._process_died, number)
+
+    def _ignore_death(self, number: int) -> None:
+        pidfd = self._awaited.pop(number, None)
+        if pidfd is not None:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
 
 
 def _one_line(reason: object) -> str:

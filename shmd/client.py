@@ -220,12 +220,12 @@ class Client:
         A request to the daemon the first time, afterwards a memory read (for the ``limits.LATEST_TOPICS_MAX`` topics
         last asked for, and those that are open here). Raises ``PermissionDenied``, ``CorruptTopic``, ``Disconnected``.
         """
-        decode = self._codec.decode if type is None and codec == "msgpack" else make_codec(codec, type).decode
+        chosen = self._codec if type is None and codec == "msgpack" else make_codec(codec, type)
         self._hub.check_open()
         log = self._hub.find_log(topic)
         if log is None:
             log = await self._look(names.check_topic(topic))
-        return None if log is None else log.newest(decode)
+        return None if log is None else log.newest(chosen.decode, chosen.explain)
 
     async def topics(self, pattern: str = ">") -> list[TopicInfo]:
         """All topics that match ``pattern`` and that this user may read, in the order of their names."""

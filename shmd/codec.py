@@ -6,14 +6,15 @@
 | "msgpack" | a type | instances of it                         | an instance of it, checked field by field        |
 | "raw"     | None   | any contiguous buffer, as it is         | bytes                                            |
 
-Payloads come from other processes: whatever the bytes are, ``decode`` gives a value or raises ``DecodeError``.
-``encode`` is the library's own bound method where it can be, since another Python frame costs a fifth of a publish; so
-it raises what the library raises, and the publisher asks ``Codec.refusal`` to turn that into an ``EncodeError``.
+Payloads come from other processes: whatever the bytes are, a record has a value or raises ``DecodeError``. Both functions
+are the library's own where they can be, since another Python frame costs a fifth of a publish; so they raise what the
+library raises, and ``Codec.refusal`` and ``Codec.explain`` turn that into an ``EncodeError`` or ``DecodeError``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgpack
@@ -35,10 +36,19 @@ _TIMESTAMPS_AS_DATETIME: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One pair of functions. ``encode`` may raise any ``Exception``; ``decode`` only ``DecodeError``."""
+    """One pair of functions, each of which may raise any ``Exception``, and what to raise instead of it.
+
+    Apart, so that both functions can be C's own, with no Python frame around each record.
+    """
 
     encode: Callable[[Any], Buffer]
     decode: Callable[[bytes], Any]
+    expected: str = "bytes"
+    """What a payload should be, for ``explain``."""
+
+    def explain(self, payload: bytes, error: Exception) -> DecodeError:
+        """What to raise when ``decode(payload)`` raised ``error``."""
+        return DecodeError(f"a payload of {len(payload)} bytes is not {self.expected}: {_reason(error)}")
 
     @staticmethod
     def refusal(value: object, error: Exception) -> EncodeError:
@@ -61,15 +71,12 @@ def make_codec(codec: CodecName = "msgpack", type: type[Any] | None = None) -> C
 
 def _make_msgpack() -> Codec:
     # One packer for the codec's life: it keeps its buffer, and empties it by itself after an error.
-    return Codec(msgpack.Packer(datetime=True, use_bin_type=True, autoreset=True).pack, _decode_msgpack)
-
-
-def _decode_msgpack(payload: bytes) -> Any:
     # unpackb checks for bytes that follow, which costs a kept Unpacker more than unpackb costs over it.
-    try:
-        return msgpack.unpackb(payload, timestamp=_TIMESTAMPS_AS_DATETIME, strict_map_key=False)
-    except Exception as error:
-        raise _no_value(payload, "a msgpack value", error) from error
+    return Codec(
+        msgpack.Packer(datetime=True, use_bin_type=True, autoreset=True).pack,
+        partial(msgpack.unpackb, timestamp=_TIMESTAMPS_AS_DATETIME, strict_map_key=False),
+        "a msgpack value",
+    )
 
 
 def _make_typed(kind: type[T]) -> Codec:
@@ -89,21 +96,11 @@ def _make_typed(kind: type[T]) -> Codec:
             raise EncodeError(f"a {type(value).__qualname__} cannot be published where records are of type {name}")
         return encode_any(value)
 
-    def decode(payload: bytes) -> T:
-        try:
-            return decode_checked(payload)
-        except Exception as error:
-            raise _no_value(payload, name, error) from error
-
-    return Codec(encode, decode)
+    return Codec(encode, decode_checked, name)
 
 
 def _encode_raw(value: Buffer) -> Buffer:
     return value if type(value) is bytes else memoryview(value).cast("B")
-
-
-def _no_value(payload: bytes, expected: str, error: Exception) -> DecodeError:
-    return DecodeError(f"a payload of {len(payload)} bytes is not {expected}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

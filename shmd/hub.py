@@ -67,14 +67,18 @@ class Sleeper:
         if woken is not None and not woken.done():
             woken.set_result(None)
 
+    def until_woken(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Await this to sleep until ``wake``."""
+        woken = self._woken = loop.create_future()
+        return woken
+
     async def sleep(self, loop: asyncio.AbstractEventLoop, until: float | None) -> None:
         """Sleep until ``wake`` or the loop's time ``until``."""
-        woken = self._woken = loop.create_future()
+        woken = self.until_woken(loop)
         timer = None if until is None else loop.call_at(until, self.wake)
         try:
             await woken
         finally:
-            self._woken = None
             if timer is not None:
                 timer.cancel()
 
@@ -154,6 +158,8 @@ class Hub:
         """Takes ``sock`` over. Belongs to the running loop."""
         self.loop = asyncio.get_running_loop()
         self.closed = False
+        self.adrift = False
+        """The daemon is away: bells may not come, and sleepers look again by themselves."""
         self.members: weakref.WeakSet[Member] = weakref.WeakSet()
         self.watchers: weakref.WeakValueDictionary[int, Watcher] = weakref.WeakValueDictionary()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -170,7 +176,7 @@ class Hub:
 
     def recheck_s(self, *, hostile: bool) -> float | None:
         """After how long a sleeper looks again by itself; None: the bell is enough."""
-        return limits.RECHECK_HOSTILE_S if hostile or not self.session.connected else None
+        return limits.RECHECK_HOSTILE_S if hostile or self.adrift else None
 
     @contextlib.contextmanager
     def taking(self, granted: protocol.PublisherGranted | protocol.SubscriberGranted, bells: Bells) -> Iterator[None]:
@@ -216,6 +222,7 @@ class Hub:
 
     def disconnected(self, reason: Exception | None) -> None:
         """The data plane goes on; sleepers look again by themselves from now on."""
+        self.adrift = True
         if not self.closed:
             logger.warning("the daemon is gone (%s): open topics go on without it", reason or "it hung up")
         for seats in list(self._seats.values()):

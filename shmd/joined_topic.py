@@ -10,12 +10,11 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from shmd import _core
+from shmd import _core, protocol
 from shmd.hub import Seat, Sleeper
 from shmd.start import seek_first
 
 if TYPE_CHECKING:
-    from shmd import protocol
     from shmd.codec import Codec
     from shmd.hub import Hub
     from shmd.session import Bells
@@ -62,6 +61,7 @@ class JoinedTopic(Seat):
             tethered=self._tethered,
             space_fd=self._bells.space_fd,
             decode=self._codec.decode,
+            explain=self._codec.explain,
         )
 
     async def join(self, seek: Seek) -> None:
@@ -75,17 +75,17 @@ class JoinedTopic(Seat):
             await self._seek_on(seek)
         while not self.cursor.join():
             await self._seek_on(seek)
+        if not self._granted.from_start:
+            await self._tell_joined()
         self._shared.hot.append(self)
         self._shared.sleeper.wake()
 
-    def arm(self) -> bool:
-        """About to sleep. False: something came meanwhile."""
-        self.asleep = self.cursor.arm()
-        return self.asleep
-
     def ring(self) -> None:
-        self.look_again()
-        self._shared.sleeper.wake()
+        shared = self._shared
+        if self.asleep:
+            self.asleep = False
+            shared.hot.append(self)
+        shared.sleeper.wake()
 
     def look_again(self) -> None:
         if self.asleep:
@@ -94,6 +94,11 @@ class JoinedTopic(Seat):
 
     def leave(self) -> None:
         self.cursor.close()
+
+    async def _tell_joined(self) -> None:
+        """Whoever waits for subscribers may publish from now on, and we miss nothing of it."""
+        session = self._hub.session
+        await session.request(protocol.Joined(id=session.next_id(), handle=self.handle), protocol.Done)
 
     async def _seek_on(self, seek: Seek) -> None:
         await asyncio.sleep(0)

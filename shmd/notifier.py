@@ -14,11 +14,11 @@ import os
 import select
 from typing import TYPE_CHECKING, Final
 
+from shmd import _core
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_EVENTS_MAX: Final = 64
-"""Bells per ``dispatch``; the loop comes back for the rest. (By default every poll would allocate room for 1023.)"""
 _EDGE: Final = select.EPOLLIN | select.EPOLLET
 
 
@@ -37,7 +37,7 @@ class BellSet:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._poll = self._epoll.poll
+        self._fd = self._epoll.fileno()
         self._callbacks: dict[int, Callable[[], object]] = {}
 
     def add(self, fd: int, callback: Callable[[], object]) -> None:
@@ -63,15 +63,15 @@ class BellSet:
         All are called, even if some raise; what they raised is raised afterwards.
         """
         callbacks = self._callbacks
-        errors: list[Exception] = []
-        for fd, _ in self._poll(0, _EVENTS_MAX):
+        errors: list[Exception] | None = None
+        for fd in _core.bells_rung(self._fd):
             callback = callbacks.get(fd)
             if callback is None:
                 continue  # discarded by a callback before it
             try:
                 callback()
             except Exception as error:
-                errors.append(error)
+                errors = [*(errors or ()), error]
         if errors:
             raise errors[0] if len(errors) == 1 else ExceptionGroup("bells' callbacks failed", errors)
 

@@ -170,6 +170,17 @@ class OpenSubscriber(_Message, frozen=True, kw_only=True, tag="subscribe"):
     tethered: bool = True
 
 
+class Joined(_Message, frozen=True, kw_only=True, tag="joined"):
+    """The subscriber ``handle`` stands where it begins: whatever is published from now on reaches it.
+
+    Only now does it count for ``WaitSubscribers``: the grant alone came before it found its place. One that was granted
+    ``from_start`` counts from the grant. Reply: ``Done``, also when there is no such handle (any more).
+    """
+
+    id: RequestId
+    handle: RequestId
+
+
 class Peek(_Message, frozen=True, kw_only=True, tag="peek"):
     """Attach an existing topic's log to look at its newest record: no slot, no bells. Reply: ``TopicReply``."""
 
@@ -252,7 +263,7 @@ class RemoveTopic(_Message, frozen=True, kw_only=True, tag="remove"):
 
 
 class WaitSubscribers(_Message, frozen=True, kw_only=True, tag="wait-subscribers"):
-    """Reply ``Done`` as soon as at least ``count`` subscribers have the topic open. ``Cancel`` ends the wait."""
+    """Reply ``Done`` as soon as at least ``count`` subscribers have joined the topic. ``Cancel`` ends the wait."""
 
     id: RequestId
     topic: TopicName
@@ -367,6 +378,7 @@ Request: TypeAlias = Union[  # noqa: UP007 - msgspec needs a runtime union
     Declare,
     OpenPublisher,
     OpenSubscriber,
+    Joined,
     Peek,
     Watch,
     Close,

@@ -43,7 +43,7 @@ from shmd.hub import give_back_dropped, logger
 from shmd.joined_topic import JoinedTopic, Wakeful
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Coroutine
     from types import TracebackType
     from typing import Self
 
@@ -100,9 +100,9 @@ class Subscription(_core.Feed[T]):
         """Names of the topics that are joined now."""
         return tuple(sorted(topic.info.name for topic in self._topics))
 
-    async def get(self) -> _core.Record[T]:
+    def get(self) -> Coroutine[Any, Any, _core.Record[T]]:
         """The next record; waits for one. Cancelled, it consumed nothing. After ``close``: ``ClosedError``."""
-        return await self._next(iterating=False)
+        return self._next(iterating=False)
 
     def get_nowait(self) -> _core.Record[T]:
         """The next record if there is one, else ``NoRecord``. For any number of times in a row: it never yields."""
@@ -227,7 +227,8 @@ class Subscription(_core.Feed[T]):
         return self._next(iterating=True)
 
     async def _next(self, *, iterating: bool) -> _core.Record[T]:
-        self._check_alone()
+        if self._reading:
+            self._check_alone()
         self._reading = True
         try:
             if self.due:
@@ -237,7 +238,13 @@ class Subscription(_core.Feed[T]):
                 record = self.pop()
                 if record is not None:
                     return record
-                if not self._read():
+                if self._read():
+                    continue
+                if not (self._over or self._spin_s or self._hostile or self._hub.adrift) and self._arm():
+                    # What _wait does in the commonest case, without its coroutines: this is every round trip's price.
+                    await self._shared.sleeper.until_woken(self._hub.loop)
+                    self.turned()
+                else:
                     await self._wait(None)
         except ClosedError:
             if iterating and self._closed:
@@ -267,9 +274,8 @@ class Subscription(_core.Feed[T]):
     def _read(self) -> bool:
         """Get records from the next hot topic that has some. False: all are dry."""
         hot = self._hot
-        for _ in range(len(hot)):
-            topic = hot[0]
-            hot.rotate(-1)
+        for topic in tuple(hot):
+            hot.rotate(-1)  # whoever is read comes last the next time
             try:
                 count = topic.cursor.read(self, limits.READ_BATCH_BYTES)
             except CorruptTopic as error:
@@ -318,7 +324,8 @@ class Subscription(_core.Feed[T]):
         hot = self._hot
         for _ in range(len(hot)):
             topic = hot.popleft()
-            if not topic.arm():
+            topic.asleep = topic.cursor.arm()
+            if not topic.asleep:
                 hot.append(topic)
         return not hot
 

@@ -19,6 +19,7 @@ from shmd.registry import (
     GrantSlot,
     HangUp,
     Identity,
+    IgnoreDeath,
     Quotas,
     Registry,
     ReleaseSlot,
@@ -184,7 +185,10 @@ class World:
                     assert name in self.topics
                     assert number in self.replies
                 case AwaitDeath(number):
+                    assert number not in self.dying
                     self.dying.add(number)
+                case IgnoreDeath(number):
+                    self.dying.remove(number)
 
     def _granted(self, name: str, slot: int, incarnation: int, tethered: bool) -> None:
         info = self.topics[name]

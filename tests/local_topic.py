@@ -71,6 +71,7 @@ class LocalTopic:
             tethered=tethered,
             space_fd=self.bell,
             decode=decode,
+            explain=None,
         )
         self._stack.callback(made.close)
         return made

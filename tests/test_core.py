@@ -259,6 +259,22 @@ class TestRecord:
                 with pytest.raises(ValueError, match="invalid literal"):
                     _ = record.value
 
+    def test_value_raises_what_explain_makes_of_it_with_its_cause(self) -> None:
+        def explain(raw: bytes, error: Exception) -> Exception:
+            return CorruptTopic(f"{raw!r} gave {type(error).__name__}")
+
+        with local_topic() as topic:
+            topic.appender().append(b"x")
+            record = topic.log.newest(int, explain)
+            assert record is not None
+            with pytest.raises(CorruptTopic, match="b'x' gave ValueError") as raised:
+                _ = record.value
+            assert isinstance(raised.value.__cause__, ValueError)
+            broken = topic.log.newest(int, lambda raw: KeyError(raw))  # type: ignore[arg-type, misc]
+            assert broken is not None
+            with pytest.raises(TypeError):
+                _ = broken.value
+
     def test_record_in_a_cycle_is_collected(self) -> None:
         with local_topic() as topic:
             topic.appender().append(b"x")
@@ -280,7 +296,7 @@ def test_core_gives_back_what_it_takes() -> None:
 
         def one_round() -> None:
             topic.log.slot_grant(0, 1, tethered=False)
-            cursor = _core.Cursor(topic.log, slot=0, incarnation=1, tethered=True, space_fd=-1, decode=decode)
+            cursor = _core.Cursor(topic.log, slot=0, incarnation=1, tethered=True, space_fd=-1, decode=decode, explain=None)
             cursor.seek_all()
             cursor.join()
             appender.append(b"x" * 50)

@@ -21,7 +21,7 @@ from tests.local_topic import LocalTopic, drain, local_topic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ONLY_WAIT = {"join_announced", "space_armed"}
+ONLY_WAIT = {"append_claimed", "join_announced", "space_armed"}
 """Passed on `wait` topics only."""
 
 
@@ -133,3 +133,4 @@ def test_production_build_has_no_failpoints() -> None:
     assert _core.failpoints() == ()
     with pytest.raises(ValueError, match="append_locked"):
         _core.failpoint_set("append_locked", "kill")
+

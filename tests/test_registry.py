@@ -26,6 +26,7 @@ from shmd.protocol import (
     Declare,
     Done,
     Hello,
+    Joined,
     ListTopics,
     OpenPublisher,
     OpenSubscriber,
@@ -51,6 +52,7 @@ from shmd.registry import (
     DestroyTopic,
     GrantSlot,
     HangUp,
+    IgnoreDeath,
     Quotas,
     ReleaseSlot,
     ReportStat,
@@ -86,6 +88,10 @@ def subscribe(world: World, client: int, topic: str = "t", watch: int | None = N
     reply = world.ask(client, OpenSubscriber(id=world.new_id(), topic=topic, watch=watch))
     assert isinstance(reply, SubscriberGranted), reply
     return reply
+
+
+def join(world: World, client: int, handle: int) -> None:
+    assert isinstance(world.ask(client, Joined(id=world.new_id(), handle=handle)), Done)
 
 
 def watch(world: World, client: int, pattern: str = ">", *, tethered: bool = True) -> int:
@@ -338,8 +344,18 @@ class TestPublishers:
         world.leave(holder)
         assert isinstance(world.ask(other, RemoveTopic(id=world.new_id(), topic="t")), Done)
         publish(world, other, options=EXCLUSIVE)
-        world.process_died(holder)
+        assert world.registry.process_died(holder) == []
         assert isinstance(world.refused(world.client(), OpenPublisher(id=world.new_id(), topic="t")), TopicBusy)
+
+    def test_death_matters_only_as_long_as_a_lease_does(self, world: World) -> None:
+        holder, other = world.client(), world.client()
+        publish(world, holder, "t", EXCLUSIVE)
+        publish(world, holder, "u", EXCLUSIVE)
+        world.leave(holder)
+        world.ask(other, RemoveTopic(id=world.new_id(), topic="t"))
+        assert IgnoreDeath(holder) not in world.log
+        world.ask(other, RemoveTopic(id=world.new_id(), topic="u"))
+        assert IgnoreDeath(holder) in world.log
 
     def test_shared_topic_takes_publishers_of_one_pid_namespace_only(self, world: World) -> None:
         publish(world, world.client(name="host", pid_namespace=1))
@@ -623,21 +639,40 @@ class TestRemoval:
 
 
 class TestWaiting:
-    def test_wait_is_answered_when_enough_have_subscribed(self, world: World) -> None:
+    def test_wait_is_answered_when_enough_have_joined(self, world: World) -> None:
         publisher, subscriber = world.client(), world.client()
         declare(world, publisher)
         assert world.send(publisher, WaitSubscribers(id=101, topic="t", count=2)) == []
-        subscribe(world, subscriber)
+        grants = [subscribe(world, subscriber), subscribe(world, subscriber)]
+        join(world, subscriber, grants[0].id)
+        join(world, subscriber, grants[0].id)
         assert Done(id=101) not in world.replies[publisher]
-        subscribe(world, subscriber)
-        assert world.replies[publisher][-1] == Done(id=101)
+        join(world, subscriber, grants[1].id)
+        assert Done(id=101) in world.replies[publisher]
 
     def test_wait_for_what_is_already_there_is_answered_at_once(self, world: World) -> None:
         client = world.client()
         declare(world, client)
-        subscribe(world, client)
+        join(world, client, subscribe(world, client).id)
         for count in (0, 1):
             assert isinstance(world.ask(client, WaitSubscribers(id=world.new_id(), topic="t", count=count)), Done)
+
+    def test_subscriber_that_closed_does_not_count_any_more(self, world: World) -> None:
+        client = world.client()
+        declare(world, client)
+        grant = subscribe(world, client)
+        join(world, client, grant.id)
+        world.ask(client, Close(id=world.new_id(), handle=grant.id))
+        assert world.send(client, WaitSubscribers(id=101, topic="t", count=1)) == []
+
+    def test_joining_with_what_is_no_subscriber_of_ones_own_is_done_and_counts_nothing(self, world: World) -> None:
+        client, other = world.client(), world.client()
+        publisher = publish(world, client)
+        grant = subscribe(world, client)
+        join(world, client, publisher)
+        join(world, client, 4711)
+        join(world, other, grant.id)
+        assert world.send(client, WaitSubscribers(id=5001, topic="t", count=1)) == []
 
     def test_kept_slots_do_not_count_until_they_are_opened(self, world: World) -> None:
         client = world.client()
@@ -656,7 +691,7 @@ class TestWaiting:
             world.send(waiter, Cancel(id=102, target=101))
         else:
             world.leave(waiter)
-        subscribe(world, client)
+        join(world, client, subscribe(world, client).id)
         assert Done(id=101) not in world.replies.get(waiter, [])
 
 

@@ -133,6 +133,10 @@ class RegistryMachine(RuleBasedStateMachine):
     def subscribe(self, client: int, request_id: int, topic: str, watch: int | None) -> None:
         self._send(client, OpenSubscriber(id=request_id, topic=topic, watch=watch))
 
+    @rule(client=clients, request_id=st.integers(100, 110), handle=request_ids)
+    def join(self, client: int, request_id: int, handle: int) -> None:
+        self._send(client, protocol.Joined(id=request_id, handle=handle))
+
     @rule(client=clients, request_id=request_ids, pattern=st.sampled_from(PATTERNS), tethered=st.booleans())
     def watch(self, client: int, request_id: int, pattern: str, tethered: bool) -> None:
         self._send(client, Watch(id=request_id, pattern=pattern, tethered=tethered))

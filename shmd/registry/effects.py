@@ -97,6 +97,22 @@ class AwaitDeath:
     client: int
 
 
+@dataclass(frozen=True, slots=True)
+class IgnoreDeath:
+    """It no longer matters whether the process of this client lives."""
+
+    client: int
+
+
 Effect: TypeAlias = (
-    Send | HangUp | CreateTopic | DestroyTopic | GrantSlot | ReleaseSlot | RingBells | ReportStat | AwaitDeath
+    Send
+    | HangUp
+    | CreateTopic
+    | DestroyTopic
+    | GrantSlot
+    | ReleaseSlot
+    | RingBells
+    | ReportStat
+    | AwaitDeath
+    | IgnoreDeath
 )

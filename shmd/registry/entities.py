@@ -157,4 +157,5 @@ class Topic:
     seats: Seats
     publishers: dict[Key, Publisher] = field(default_factory=dict)
     subscribers: dict[Key, Subscriber] = field(default_factory=dict)
+    joined: set[Key] = field(default_factory=set)
     waits: dict[Key, WaitSubscribers] = field(default_factory=dict)

@@ -177,7 +177,7 @@ def _wait_subscribers(state: State, client: Client, message: protocol.WaitSubscr
 
 def _settle_waits(state: State, topic: Topic) -> None:
     for (number, request_id), wait in list(topic.waits.items()):
-        if len(topic.subscribers) >= wait.count:
+        if len(topic.joined) >= wait.count:
             client = state.clients[number]
             state.drop_pending(client, request_id)
             state.send(client, protocol.Done(id=request_id))
@@ -207,7 +207,18 @@ def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscri
         id=message.id, topic=topic.info, slot=seat.slot, incarnation=seat.incarnation, from_start=from_start
     )
     state.send(client, granted, bells_of=message.topic)
-    _settle_waits(state, topic)
+    if from_start:
+        topic.joined.add((client.number, message.id))
+        _settle_waits(state, topic)
+
+
+def _joined(state: State, client: Client, message: protocol.Joined) -> None:
+    subscriber = client.handles.get(message.handle)
+    if isinstance(subscriber, Subscriber):
+        topic = state.topics[subscriber.topic]
+        topic.joined.add((client.number, message.handle))
+        _settle_waits(state, topic)
+    state.send(client, protocol.Done(id=message.id))
 
 
 def _take_kept_seat(client: Client, message: protocol.OpenSubscriber) -> Seat | None:
@@ -248,6 +259,7 @@ _HANDLERS: Final[dict[type, Callable[[State, Client, Any], None]]] = {
     protocol.Declare: _declare,
     protocol.OpenPublisher: _open_publisher,
     protocol.OpenSubscriber: _open_subscriber,
+    protocol.Joined: _joined,
     protocol.Peek: _peek,
     protocol.Watch: _watch,
     protocol.Close: _close,

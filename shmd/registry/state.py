@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Final
 
 from shmd import names, policy, protocol
 from shmd.errors import LimitExceeded, NoSuchTopic, PermissionDenied, TopicRemoved
-from shmd.registry.effects import AwaitDeath, DestroyTopic, Effect, GrantSlot, HangUp, ReleaseSlot, RingBells, Send
+from shmd.registry.effects import (
+    AwaitDeath,
+    DestroyTopic,
+    Effect,
+    GrantSlot,
+    HangUp,
+    IgnoreDeath,
+    ReleaseSlot,
+    RingBells,
+    Send,
+)
 from shmd.registry.entities import PUBLISHER_NUMBER_MAX, Client, Publisher, Subscriber, Watch
 
 if TYPE_CHECKING:
@@ -132,6 +142,7 @@ class State:
                 del self.topics[handle.topic].publishers[key]
             case Subscriber():
                 del self.topics[handle.topic].subscribers[key]
+                self.topics[handle.topic].joined.discard(key)
                 self._release(handle.topic, handle.seat)
             case Watch():
                 del self.watches[key]
@@ -180,22 +191,28 @@ class State:
     def remove_topic(self, topic: Topic) -> None:
         """Forget it and everybody's part in it, and tell all whom it concerns."""
         name = topic.info.name
+        participants: dict[Key, Publisher | Subscriber] = {**topic.publishers, **topic.subscribers}
         audience = {watch.client.number for _, watch in self.watches_of(topic)}
         audience |= {client.number for client in self.clients.values() if name in client.peeked}
-        for number, request_id in [*topic.publishers, *topic.subscribers]:
-            audience.add(number)
-            (self.clients.get(number) or self.leaseholders[number]).handles.pop(request_id)
-        for number, request_id in topic.waits:
-            client = self.clients[number]
-            del client.pending[request_id]
-            self.refuse(client, request_id, TopicRemoved(f"topic {name!r} was removed"))
+        audience |= {number for number, _ in participants}
+        for (_, request_id), participant in participants.items():
+            del participant.client.handles[request_id]
         for watch in self.watches.values():
             watch.seats.pop(name, None)
+        for number, request_id in topic.waits:
+            del self.clients[number].pending[request_id]
+            self.refuse(self.clients[number], request_id, TopicRemoved(f"topic {name!r} was removed"))
         del self.topics[name]
         self.effects.append(DestroyTopic(name))
+        self._forget_ended_leases()
         for number in sorted(audience & self.clients.keys()):
             self.clients[number].peeked.discard(name)
             self.send(self.clients[number], protocol.TopicGone(topic=name, topic_id=topic.info.topic_id))
+
+    def _forget_ended_leases(self) -> None:
+        for number in [number for number, client in self.leaseholders.items() if not client.handles]:
+            del self.leaseholders[number]
+            self.effects.append(IgnoreDeath(number))
 
     def topics_readable_by(self, client: Client, pattern: str) -> list[Topic]:
         """In order of name."""

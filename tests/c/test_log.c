@@ -276,6 +276,52 @@ static void untethered_reader_keeps_its_slot_and_holds_nobody(void) {
     topic_close(&t);
 }
 
+/* A publisher died after it claimed room and before it moved head: a tether of that moment still gets every record. */
+static void tether_beside_a_dead_claim_loses_nothing(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r, late;
+    struct shmd_view view;
+    uint64_t seq, count = 0;
+    topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+    shmd_appender_init(&a, &t.log, 3, -1);
+    while (put(&a, 100, &seq) == SHMD_OK && load_relaxed(&t.log.header->head) == 0)
+        count++;
+    reader_open(&r, &t, 0, 1, true);
+    CHECK(shmd_seek_all(&r) == SHMD_OK && shmd_join(&r) == SHMD_OK);
+    uint64_t first = r.next_seq, tail = load_relaxed(&t.log.header->tail);
+    store_relaxed(&t.log.header->claim, r.position + 2 * shmd_record_bytes(100)); /* two records on: the dead one's mark */
+    CHECK(shmd_read_begin(&r, 144) == SHMD_OK && shmd_read_next(&r, &view) == SHMD_OK && view.seq == first);
+    while (shmd_read_next(&r, &view) == SHMD_OK) {}
+    shmd_read_end(&r);
+    reader_open(&late, &t, 1, 1, true); /* who joins beside the claim starts behind it, and does not try for ever */
+    CHECK(shmd_seek_all(&late) == SHMD_OK && shmd_join(&late) == SHMD_OK);
+    CHECK(late.position == load_relaxed(&t.log.header->claim));
+    store_relaxed(&t.log.header->claim, tail + 8); /* no publisher claims what was never written */
+    CHECK(shmd_seek_all(&late) == SHMD_OK && shmd_join(&late) == -EUCLEAN);
+    shmd_reader_free(&r);
+    shmd_reader_free(&late);
+    topic_close(&t);
+}
+
+static void join_rings_for_the_room_that_it_makes(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r;
+    uint64_t seq;
+    topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+    shmd_appender_init(&a, &t.log, 3, -1);
+    CHECK(shmd_slot_grant(&t.log, 0, 1, true) == 0); /* kept at position 0 for a subscriber to come */
+    while (put(&a, 100, &seq) == SHMD_OK) {}
+    CHECK(shmd_appender_arm(&a) == SHMD_OK);
+    CHECK(shmd_reader_init(&r, &t.log, 0, 1, true, -1) == SHMD_OK);
+    CHECK(shmd_seek_new(&r) == SHMD_OK && shmd_join(&r) == SHMD_OK);
+    CHECK(load_relaxed(&t.log.ctl->space_rung) == load_relaxed(&t.log.header->space_armed)); /* it rang */
+    CHECK(put(&a, 100, &seq) == SHMD_OK);
+    shmd_reader_free(&r);
+    topic_close(&t);
+}
+
 static void reservation_becomes_a_record(void) {
     struct topic t;
     struct shmd_appender a;
@@ -333,6 +379,8 @@ int main(void) {
     newest_is_the_last_committed();
     stale_holder_cannot_touch_a_reassigned_slot();
     untethered_reader_keeps_its_slot_and_holds_nobody();
+    tether_beside_a_dead_claim_loses_nothing();
+    join_rings_for_the_room_that_it_makes();
     reservation_becomes_a_record();
     another_identity_is_refused();
     puts("test_log: ok");
