@@ -967,6 +967,15 @@ static PyObject *Cursor_seek_start(PyObject *op, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+static PyObject *Cursor_seek_position(PyObject *op, PyObject *args) {
+    Cursor *self = cursor_check(op);
+    unsigned long long position, next_seq;
+    if (self == NULL || !PyArg_ParseTuple(args, "KK:seek_position", &position, &next_seq))
+        return NULL;
+    shmd_seek_position(&self->reader, position, next_seq);
+    Py_RETURN_NONE;
+}
+
 /* A seek that may be overtaken: False then. */
 static PyObject *seek_result(Cursor *self, int result) {
     return result < 0 ? raise_result(result, self->log, 0) : PyBool_FromLong(result == SHMD_OK);
@@ -1090,6 +1099,7 @@ static PyObject *Cursor_lag_bytes(PyObject *op, void *unused) {
 
 static PyMethodDef Cursor_methods[] = {
     {"seek_start", Cursor_seek_start, METH_NOARGS, "Before record 1."},
+    {"seek_position", Cursor_seek_position, METH_VARARGS, "Where another cursor of this topic stood."},
     {"seek_new", Cursor_seek_new, METH_NOARGS, "Behind the newest record. False: overtaken, call again."},
     {"seek_last", Cursor_seek_last, METH_NOARGS, "Before the newest record. False: overtaken, call again."},
     {"seek_all", Cursor_seek_all, METH_NOARGS, "Before the oldest record. False: overtaken, call again."},

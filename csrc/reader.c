@@ -58,6 +58,10 @@ static void stand_at(struct shmd_reader *r, uint64_t position, uint64_t next_seq
 
 void shmd_seek_start(struct shmd_reader *r) { stand_at(r, 0, 1, false); }
 
+void shmd_seek_position(struct shmd_reader *r, uint64_t position, uint64_t next_seq) {
+    stand_at(r, position & ~(uint64_t)7, next_seq, true);
+}
+
 /* Both "new" and "last": the two ends of the newest record. */
 static int seek_newest(struct shmd_reader *r, bool behind) {
     uint64_t head, tail, start = 0;

@@ -167,6 +167,9 @@ int shmd_reader_init(struct shmd_reader *r, const struct shmd_log *log, uint32_t
                      bool tethered, int space_fd);
 void shmd_reader_free(struct shmd_reader *r);
 void shmd_seek_start(struct shmd_reader *r);
+/* Where another reader of this log stood (in this process, before): its position and next sequence number. What was
+ * discarded meanwhile counts as lost. */
+void shmd_seek_position(struct shmd_reader *r, uint64_t position, uint64_t next_seq);
 int shmd_seek_new(struct shmd_reader *r);
 int shmd_seek_last(struct shmd_reader *r);
 int shmd_seek_all(struct shmd_reader *r);

@@ -188,6 +188,9 @@ class Cursor:
     ) -> None: ...
     def seek_start(self) -> None:
         """Position 0, before record 1: for a grant that came ``from_start``."""
+    def seek_position(self, position: int, next_seq: int) -> None:
+        """Where another cursor of this topic stood (its ``position`` and ``next_seq``), to go on from there. What was
+        discarded meanwhile counts as lost."""
     def seek_new(self) -> bool:
         """Behind the newest record. False: overtaken, call again after giving others a turn. So too the next two."""
     def seek_last(self) -> bool: ...

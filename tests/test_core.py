@@ -206,6 +206,30 @@ class TestFeed:
             assert feed.lost == first.lost == first.seq - 1 > 0
 
 
+class TestCursor:
+    def test_cursor_goes_on_where_another_stood(self) -> None:
+        with local_topic() as topic:
+            appender, old = topic.appender(), topic.cursor(0)
+            old.seek_start()
+            assert old.join()
+            for number in range(5):
+                appender.append(b"%d" % number)
+            drain(old)
+            new = topic.cursor(1)
+            new.seek_position(old.position, old.next_seq)
+            old.close()
+            assert new.join()
+            appender.append(b"next")
+            assert [(r.raw, r.lost) for r in drain(new)] == [(b"next", 0)]
+            late = topic.cursor(2)
+            late.seek_position(new.position, new.next_seq)
+            assert late.join()
+            for _ in range(100):
+                appender.append(bytes(100))
+            first = drain(late)[0]
+            assert first.lost == first.seq - 7 > 0
+
+
 class TestFork:
     def test_forked_child_cannot_use_or_disturb_what_it_inherited(self) -> None:
         def child() -> list[str]:
