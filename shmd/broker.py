@@ -7,6 +7,10 @@
 Everything runs in the event loop's thread and nothing waits, except that topics are made by worker threads. Effects are
 performed at once and in order, before anything else can happen, so that the registry's picture holds when the next
 event comes. What a peer sends cannot raise here: it becomes an event, and the registry answers.
+
+Whatever a later daemon must know is written into the roster on the way: a topic once it is made, an incarnation before
+it is granted, a participant before it is told, and each is struck out after it has ended. A kill between two steps thus
+leaves too much in the roster, never too little, and adoption sorts it out.
 """
 
 from __future__ import annotations
@@ -18,33 +22,43 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from shmd import limits, protocol, topic_store
+from shmd import failpoint, limits, liveness, protocol, topic_store
+from shmd.adoption import participant_row, topic_row
 from shmd.errors import ProtocolError, RequestRefused, ShmdError
-from shmd.listener import peer_credentials
+from shmd.listener import peer_credentials, peer_pidfd
 from shmd.registry import (
-    AwaitDeath,
+    AwaitIdle,
+    AwaitResume,
     CreateTopic,
     DestroyTopic,
+    ForgetParticipant,
     GrantSlot,
     HangUp,
     IgnoreDeath,
+    LookForStall,
+    NoteParticipant,
+    Rebind,
     ReleaseSlot,
     ReportStat,
     RingBells,
     Send,
+    StopDaemon,
+    Untether,
 )
+from shmd.stalls import StallWatch
 from shmd.transport import Connection
 from shmd.units import format_size
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from shmd.adoption import Estate
     from shmd.policy import Credentials
     from shmd.registry import Effect, Registry
+    from shmd.roster import Intent, Roster
     from shmd.topic_store import StoredTopic
 
 logger = logging.getLogger(__name__)
@@ -53,8 +67,15 @@ _CREATORS: Final = 4
 """Worker threads that make topics: a small one need not wait for a large one."""
 
 
-@dataclass(frozen=True, slots=True)
+_CLIENT_BITS: Final = 32
+"""A client's number is the daemon's generation and its own count: no two daemons of an instance give the same."""
+
+
+@dataclass(slots=True, eq=False)
 class _Peer:
+    """One connection. ``number`` is its client's, and changes when that turns out to be an earlier one."""
+
+    number: int
     connection: Connection
     credentials: Credentials
     hello_timer: asyncio.TimerHandle
@@ -63,32 +84,64 @@ class _Peer:
 class Broker:
     """Connections, topics, and the registry between them. Belongs to the loop's thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, registry: Registry, instance_id: bytes) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        registry: Registry,
+        roster: Roster,
+        *,
+        generation: int,
+        instance_id: bytes,
+        on_stop: Callable[[], object],
+    ) -> None:
+        """``on_stop`` is called when a client that may has asked the daemon to stop."""
         self._loop = loop
         self._registry = registry
+        self._roster = roster
         self._instance_id = instance_id
-        self._numbers = itertools.count(1)
+        self._on_stop = on_stop
+        self._numbers = itertools.count(generation << _CLIENT_BITS | 1)
         self._peers: dict[int, _Peer] = {}
         self._topics: dict[str, StoredTopic] = {}
         self._awaited: dict[int, int | None] = {}
         """Clients whose process's death is awaited: its pidfd, or None as long as there is none to be had."""
+        self._timers: dict[int | str, asyncio.TimerHandle] = {}
+        """Of absent clients, by number, and of idle topics, by name."""
+        self._stalls = StallWatch()
         self._creators = ThreadPoolExecutor(_CREATORS, thread_name_prefix="shmd-create")
         self._creations: set[asyncio.Task[None]] = set()
         self._stop = threading.Event()
+
+    def adopt(self, estate: Estate) -> None:
+        """Take over what an earlier daemon left. Comes before ``accept``."""
+        self._topics = estate.stored
+        numbered = self._roster.header.publishers_numbered
+        for participant in estate.participants:
+            if participant.client not in self._awaited:
+                self._awaited[participant.client] = None
+                who = participant.credentials
+                self._await_death(participant.client, liveness.Process(who.pid, who.start_time))
+        self._perform(self._registry.adopt(estate.topics, estate.participants, numbered))
 
     def accept(self, sock: socket.socket) -> None:
         """Serve a connection from now on."""
         credentials = peer_credentials(sock)
         number = next(self._numbers)
+        peer: _Peer
         connection = Connection(
             self._loop,
             sock,
-            partial(self._packet_came, number),
-            partial(self._connection_ended, number),
+            lambda packet, _fds: self._packet_came(peer, packet),
+            lambda reason: self._connection_ended(peer, reason),
             backpressure=True,
         )
-        timer = self._loop.call_later(limits.HELLO_TIMEOUT_S, self._hello_is_due, number)
-        self._peers[number] = _Peer(connection, credentials, timer)
+        timer = self._loop.call_later(limits.HELLO_TIMEOUT_S, lambda: self._hello_is_due(peer))
+        peer = self._peers[number] = _Peer(number, connection, credentials, timer)
+        self._awaited[number] = pidfd = peer_pidfd(sock)
+        if pidfd is None:
+            self._await_death(number, liveness.Process(credentials.pid, credentials.start_time))
+        else:
+            self._loop.add_reader(pidfd, self._process_died, number)
         self._perform(self._registry.client_connected(number, credentials))
 
     async def close(self, *, remove: bool) -> None:
@@ -102,64 +155,131 @@ class Broker:
         await asyncio.sleep(0)  # the connections' last callbacks
         for number in list(self._awaited):
             self._ignore_death(number)
+        for timer in self._timers.values():
+            timer.cancel()
         while self._topics:
-            self._topics.popitem()[1].close(remove=remove)
+            self._leave_topic(self._topics.popitem()[1], remove=remove)
+
+    def _leave_topic(self, topic: StoredTopic, *, remove: bool) -> None:
+        info = topic.info
+        if remove:
+            self._roster.begin_removal(info.topic_id)
+        topic.close(remove=remove)
+        if remove or (info.lifetime == "attached" and not topic.exists()):
+            self._roster.forget_topic(info.topic_id)
 
     # --- events -------------------------------------------------------------------------------------------------------
 
-    def _packet_came(self, number: int, packet: bytes, _fds: list[int]) -> None:
+    def _packet_came(self, peer: _Peer, packet: bytes) -> None:
         try:
             message = protocol.decode_request(packet)
         except ProtocolError as error:
-            effects = self._registry.protocol_error(number, error)
+            effects = self._registry.protocol_error(peer.number, error)
         else:
-            logger.debug("client %d: %r", number, message)
-            effects = self._registry.request(number, message)
+            logger.debug("client %d: %r", peer.number, message)
+            effects = self._registry.request(peer.number, message)
         self._perform(effects)
 
-    def _hello_is_due(self, number: int) -> None:
-        self._perform(self._registry.hello_overdue(number))
+    def _hello_is_due(self, peer: _Peer) -> None:
+        self._perform(self._registry.hello_overdue(peer.number))
 
-    def _connection_ended(self, number: int, reason: Exception | None) -> None:
-        peer = self._peers[number]
+    def _connection_ended(self, peer: _Peer, reason: Exception | None) -> None:
         if reason is not None:
-            logger.warning("client %d (pid %d) is cut off: %s", number, peer.credentials.pid, _one_line(reason))
+            logger.warning("client %d (pid %d) is cut off: %s", peer.number, peer.credentials.pid, _one_line(reason))
         peer.hello_timer.cancel()
-        self._perform(self._registry.client_left(number))
-        del self._peers[number]
+        if self._peers.get(peer.number) is peer:  # else another connection has taken its place
+            self._perform(self._registry.client_left(peer.number))
+            del self._peers[peer.number]
 
     def _process_died(self, number: int) -> None:
         self._ignore_death(number)
         self._perform(self._registry.process_died(number))
+
+    def _resume_is_overdue(self, number: int, absence: int) -> None:
+        del self._timers[number]
+        self._perform(self._registry.resume_overdue(number, absence))
+
+    def _topic_is_idle(self, name: str, idleness: int) -> None:
+        del self._timers[name]
+        self._perform(self._registry.topic_idle(name, idleness))
 
     # --- effects ------------------------------------------------------------------------------------------------------
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(client, message, bells_of):
-                    bells = self._topics[bells_of].bells if bells_of else ()
-                    self._peers[client].connection.send(protocol.encode(message), bells)
-                case HangUp(client, reason):
-                    logger.warning("client %d is hung up on: %s", client, _one_line(reason))
-                    self._peers[client].connection.close()
+                case Send() | HangUp() | Rebind():
+                    self._speak(effect)
+                case AwaitResume(client, absence):
+                    self._set_timer(client, limits.RESUME_S, self._resume_is_overdue, absence)
+                case IgnoreDeath(client):
+                    self._ignore_death(client)
+                case AwaitIdle(topic, idleness, after_s):
+                    self._set_timer(topic, after_s, self._topic_is_idle, idleness)
+                case StopDaemon():
+                    self._on_stop()
                 case CreateTopic():
                     self._create(effect)
                 case DestroyTopic(topic):
-                    self._topics.pop(topic).close(remove=True)
-                case GrantSlot(topic, slot, incarnation, tethered):
-                    self._topics[topic].log.slot_grant(slot, incarnation, tethered=tethered)
-                case ReleaseSlot(topic, slot, incarnation):
-                    self._topics[topic].log.slot_release(slot, incarnation)
-                case RingBells(topic):
-                    self._topics[topic].ring()
+                    self._destroy(topic)
                 case ReportStat():
                     self._report(effect)
-                case AwaitDeath(client):
-                    self._awaited[client] = None
-                    self._await_death(client, self._peers[client].credentials.pid)
-                case IgnoreDeath(client):
-                    self._ignore_death(client)
+                case LookForStall():
+                    self._look_for_stall(effect)
+                case _:
+                    self._change_seats(effect)
+
+    def _speak(self, effect: Send | HangUp | Rebind) -> None:
+        match effect:
+            case Send(client, message, bells_of):
+                bells = self._topics[bells_of].bells if bells_of else ()
+                self._peers[client].connection.send(protocol.encode(message), bells)
+            case HangUp(client, reason):
+                if reason:
+                    logger.warning("client %d is hung up on: %s", client, _one_line(reason))
+                self._peers[client].connection.close()
+            case Rebind(connection, client):
+                peer = self._peers[client] = self._peers.pop(connection)
+                peer.number = client
+                self._ignore_death(connection)  # that of the client, which is the same process, is awaited
+
+    def _change_seats(self, effect: Effect) -> None:
+        match effect:
+            case GrantSlot(topic, slot, incarnation, tethered):
+                stored = self._topics[topic]
+                self._roster.raise_incarnation(stored.info.topic_id, incarnation)
+                stored.log.slot_grant(slot, incarnation, tethered=tethered)
+                failpoint.reach("slot-granted")
+            case ReleaseSlot(topic, slot, incarnation):
+                self._topics[topic].log.slot_release(slot, incarnation)
+                failpoint.reach("slot-released")
+            case Untether(topic, slot, incarnation):
+                if self._topics[topic].log.slot_untether(slot, incarnation):
+                    logger.info("topic %s: slot %d no longer holds publishers back", topic, slot)
+            case NoteParticipant(participant):
+                self._roster.note_participant(participant_row(participant))
+            case ForgetParticipant(client, handle, topic_id):
+                self._roster.forget_participant(client, handle, topic_id)
+            case RingBells(topic):
+                self._topics[topic].ring()
+
+    def _set_timer(self, key: int | str, after_s: float, callback: Callable[..., None], epoch: int) -> None:
+        if earlier := self._timers.pop(key, None):
+            earlier.cancel()
+        self._timers[key] = self._loop.call_later(after_s, callback, key, epoch)
+
+    def _destroy(self, name: str) -> None:
+        topic = self._topics.pop(name)
+        self._roster.begin_removal(topic.info.topic_id)
+        topic.close(remove=True)
+        failpoint.reach("segments-removed")
+        self._roster.forget_topic(topic.info.topic_id)
+        self._stalls.forget(name)
+
+    def _look_for_stall(self, effect: LookForStall) -> None:
+        culprit = self._stalls.look(effect, self._topics[effect.topic], self._loop.time())
+        if culprit is not None:
+            self._perform(self._registry.stalled(effect.topic, *culprit))
 
     def _report(self, effect: ReportStat) -> None:
         reply: protocol.Reply
@@ -178,9 +298,8 @@ class Broker:
     async def _create_topic(self, effect: CreateTopic) -> None:
         name = effect.topic
         try:
-            made = await self._loop.run_in_executor(
-                self._creators, topic_store.create, name, effect.settings, self._instance_id, self._stop
-            )
+            made, intent = await self._loop.run_in_executor(self._creators, self._make, effect)
+            self._note_topic(made, intent, effect.declared_by)
         except ShmdError as error:
             logger.warning("topic %s cannot be made: %s", name, error)
             self._perform(self._registry.topic_failed(name, error))
@@ -193,19 +312,38 @@ class Broker:
             self._topics[name] = made
             self._perform(self._registry.topic_created(name, made.info))
 
-    def _await_death(self, number: int, pid: int) -> None:
-        """Watch the process that the client was. Were its id in use again, that would only delay the good news."""
+    def _make(self, effect: CreateTopic) -> tuple[StoredTopic, Intent]:
+        """For a worker thread."""
+        intent = self._roster.intent()
+        try:
+            return topic_store.create(effect.topic, effect.settings, self._instance_id, self._stop, intent), intent
+        except BaseException:
+            intent.clear()
+            raise
+
+    def _note_topic(self, made: StoredTopic, intent: Intent, declared_by: int) -> None:
+        try:
+            self._roster.note_topic(topic_row(made.info, declared_by))
+        except ShmdError:
+            made.close(remove=True)
+            raise
+        finally:
+            intent.clear()
+
+    def _await_death(self, number: int, process: liveness.Process) -> None:
+        """Watch the process of a client, as soon as there is a descriptor for it."""
         if number not in self._awaited:
             return
         try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._loop.call_soon(self._process_died, number)
+            pidfd = liveness.open_pidfd(process)
         except OSError as error:
             # Out of descriptors, or (pid 0) a process of another PID namespace, which nothing here can prove dead.
-            logger.warning("client %d (pid %d) left, and its death cannot be watched: %s", number, pid, error.strerror)
-            if pid > 0:
-                self._loop.call_later(limits.ACCEPT_PAUSE_S, self._await_death, number, pid)
+            logger.warning("client %d (pid %d): its death cannot be watched: %s", number, process.pid, error.strerror)
+            if process.pid != liveness.UNKNOWN:
+                self._loop.call_later(limits.ACCEPT_PAUSE_S, self._await_death, number, process)
+            return
+        if pidfd is None:
+            self._loop.call_soon(self._process_died, number)
         else:
             self._awaited[number] = pidfd
             self._loop.add_reader(pidfd, self._process_died, number)

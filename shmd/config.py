@@ -64,6 +64,8 @@ class DaemonConfig:
     topics_max: int = limits.TOPICS_MAX
     clients_max: int = limits.CLIENTS_MAX
     clients_per_uid_max: int = limits.CLIENTS_PER_UID_MAX
+    ephemeral: bool = False
+    """Leave nothing behind: when the daemon is stopped, its topics go, whatever their lifetimes say."""
 
     def __post_init__(self) -> None:
         for name, convert in _FIELDS.items():
@@ -153,6 +155,18 @@ def _count(value: int) -> int:
     raise InvalidOption(f"{value!r} is not a number of things", "an integer from 1")
 
 
+def _topics(value: int) -> int:
+    if _count(value) <= limits.TOPICS_MAX:
+        return value
+    raise InvalidOption(f"{value} topics are more than a roster has rows for", f"at most {limits.TOPICS_MAX}")
+
+
+def _flag(value: bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidOption(f"{value!r} is neither true nor false", "leave the quotes out")
+
+
 def _mode(value: int | str) -> int:
     """Octal text, as people write modes; a TOML file can also say 0o660."""
     number = int(value, 8) if isinstance(value, str) else value
@@ -167,8 +181,9 @@ _FIELDS: Final[Mapping[str, Callable[[Any], object]]] = {
     "socket_path": Path,
     "socket_mode": _mode,
     "total_bytes": units.parse_size,
-    "topics_max": _count,
+    "topics_max": _topics,
     "clients_max": _count,
     "clients_per_uid_max": _count,
+    "ephemeral": _flag,
 }
 """Each field of ``DaemonConfig``, and what checks and converts it."""

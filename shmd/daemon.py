@@ -6,6 +6,9 @@
 It can be embedded in any program with an event loop, asyncio's or uvloop's. It touches the file system only when it
 starts and ends, and installs no signal handlers: whoever runs it ends it by cancelling ``serve_forever`` or leaving the
 block. What it does for its clients is in ``broker``.
+
+Its topics outlive it. What there is, and who takes part, stands in its ``roster``, which the instance's next daemon
+finds; ``adoption`` tells how it goes on from there.
 """
 
 from __future__ import annotations
@@ -17,14 +20,15 @@ import os
 import resource
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
-from shmd import systemd, topic_store
+from shmd import adoption, liveness, systemd, topic_store
 from shmd.broker import Broker
 from shmd.errors import ConfigError, UsageError
 from shmd.listener import Listener
 from shmd.policy import Credentials
 from shmd.registry import Identity, Quotas, Registry
+from shmd.roster import Roster, open_roster
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,9 +36,6 @@ if TYPE_CHECKING:
     from shmd.config import DaemonConfig
 
 logger = logging.getLogger(__name__)
-
-_REMOVE_TOPICS_AT_STOP: Final = True
-"""Nothing could find the segments again: they go with the daemon that made them."""
 
 
 class Daemon:
@@ -54,7 +55,8 @@ class Daemon:
     async def start(self) -> None:
         """Lock the instance and listen. Clients are served from now on, whenever the loop runs.
 
-        ``ConfigError`` if another daemon runs this instance, or the socket cannot be there; then nothing is left open.
+        ``ConfigError`` if another daemon runs this instance, or the socket cannot be there, and ``VersionMismatch`` if
+        the one before it was of another version; then nothing is left open.
         Raises this process's limit of descriptors to its hard limit, and leaves it there. ``UsageError`` the second
         time.
         """
@@ -64,16 +66,34 @@ class Daemon:
             loop = asyncio.get_running_loop()
             _raise_descriptor_limit()
             undo.callback(os.close, _lock_instance(self._config))
-            registry = Registry(_identity(self._config), _quotas(self._config))
-            broker = Broker(loop, registry, self._config.instance_id())
-            undo.push_async_callback(broker.close, remove=_REMOVE_TOPICS_AT_STOP)
+            roster = open_roster(self._config.instance, self._config.instance_id())
+            undo.callback(roster.close, remove=self._config.ephemeral)
+            broker = self._broker(loop, roster)
+            undo.push_async_callback(broker.close, remove=self._config.ephemeral)
             self._listener = _listen(loop, self._config, broker)
             undo.callback(self._listener.close)
             self._resources = undo.pop_all()
         logger.info("listening on %s", self.socket_path)
 
+    def _broker(self, loop: asyncio.AbstractEventLoop, roster: Roster) -> Broker:
+        """With all that the daemon before left."""
+        generation = roster.take_over()
+        estate = adoption.adopt(roster)
+        if estate.topics:
+            logger.info("adopted %d topics with %d participants", len(estate.topics), len(estate.participants))
+        broker = Broker(
+            loop,
+            Registry(_identity(self._config, roster), _quotas(self._config)),
+            roster,
+            generation=generation,
+            instance_id=self._config.instance_id(),
+            on_stop=self._closed.set,
+        )
+        broker.adopt(estate)
+        return broker
+
     async def serve_forever(self) -> None:
-        """Tell the service manager, if there is one, that the daemon is ready, and return when it is closed.
+        """Tell the service manager, if there is one, that the daemon is ready; return when it is closed, or shall be.
 
         Cancelling it tells the manager that the daemon is stopping; the daemon then waits to be closed.
         """
@@ -91,7 +111,10 @@ class Daemon:
             await asyncio.to_thread(systemd.notify, systemd.STOPPING)
 
     async def close(self) -> None:
-        """Stop listening, hang up on all clients, remove the topics, and unlock the instance. Twice is fine."""
+        """Stop listening, hang up on all clients, and unlock the instance. Topics stay, unless the daemon is ephemeral.
+
+        Twice is fine.
+        """
         self._closed.set()
         await self._resources.aclose()
 
@@ -146,13 +169,16 @@ def _listen(loop: asyncio.AbstractEventLoop, config: DaemonConfig, broker: Broke
     return Listener.bind(loop, config.socket_path, broker.accept, mode=config.socket_mode)
 
 
-def _identity(config: DaemonConfig) -> Identity:
+def _identity(config: DaemonConfig, roster: Roster) -> Identity:
     return Identity(
         instance=config.instance,
         instance_id=config.instance_id(),
-        credentials=Credentials(os.geteuid(), os.getegid(), os.getpid(), frozenset(os.getgroups())),
+        credentials=Credentials(
+            *(os.geteuid(), os.getegid(), os.getpid(), frozenset(os.getgroups())), liveness.start_time(os.getpid())
+        ),
         ipc_namespace=Path("/proc/self/ns/ipc").stat().st_ino,
         topic_overhead_bytes=topic_store.OVERHEAD_BYTES,
+        roster_id=roster.id,
     )
 
 

@@ -32,7 +32,7 @@ SUBSCRIBERS_PER_TOPIC_MAX: Final = 1024
 """Slots in a ctl segment: 64 KiB, scanned by a publisher that looks for room."""
 
 TOPIC_TIMEOUT_S_MAX: Final = 10 * 365 * 86_400.0
-"""``idle_ttl`` and ``stall_timeout``: ten years, which any clock here can count; for ever is said by leaving them out."""
+"""``idle_ttl`` and ``stall_timeout``: ten years, which any clock here can count. To say "for ever", leave them out."""
 
 # --- reading and publishing --------------------------------------------------------------------------------------------
 READ_BATCH_BYTES: Final = 64 * KIB
@@ -56,7 +56,7 @@ RECHECK_DISCONNECTED_MIN_S: Final = 0.05
 RECHECK_DISCONNECTED_MAX_S: Final = 1.0
 """Without a daemon a bell may be lost: a sleeper looks again by itself, first soon, then less and less often."""
 STALL_REPORT_S: Final = 1.0
-"""A publisher that has waited so long tells the daemon, and again every so often: a reader that lives takes milliseconds."""
+"""A publisher that has waited so long tells the daemon, then again every so often: a live reader takes milliseconds."""
 RECHECK_HOSTILE_S: Final = 1.0
 """Where participants have different uids a sleeper looks again this often, since a hostile one could spoil bells."""
 LATEST_TOPICS_MAX: Final = 256
@@ -89,6 +89,8 @@ RECONNECT_MIN_S: Final = 0.01
 """A daemon that restarts listens again within tens of milliseconds."""
 RECONNECT_MAX_S: Final = 1.0
 """Pauses double up to this, each drawn at random from 0 to its length: a thousand clients do not come back at once."""
+CLIENT_EVENTS_MAX: Final = 64
+"""Events of a connection kept for a program that does not read them: half an hour of a daemon that crashes each minute."""
 RESUME_S: Final = 10.0
 """A client that hung up and has not resumed for so long no longer holds publishers back: ten times the longest pause
 between two attempts to reconnect. It keeps its slots until its process is proven dead."""

@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from shmd import limits
+from shmd import limits, liveness
 from shmd.errors import ConfigError
 from shmd.policy import Credentials
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SO_PEERGROUPS: Final = 59
+_SO_PEERPIDFD: Final = 77
 _GETSOCKOPT_BYTES_MAX: Final = 1024
 """What CPython's getsockopt takes for a buffer."""
 _GROUPS_MAX: Final = 65_536
@@ -161,7 +162,18 @@ def peer_credentials(sock: socket.socket) -> Credentials:
         if error.errno != errno.ERANGE:
             raise
         groups = _getsockopt(sock.fileno(), _SO_PEERGROUPS, _GROUPS_MAX * _INT_BYTES)
-    return Credentials(uid=uid, gid=gid, pid=pid, groups=frozenset(array.array("I", groups)))
+    start_time = liveness.start_time(pid) if pid else liveness.UNKNOWN
+    return Credentials(uid, gid, pid, frozenset(array.array("I", groups)), start_time)
+
+
+def peer_pidfd(sock: socket.socket) -> int | None:
+    """A descriptor for the very process that connected; None if the kernel (before 6.5) or our limits deny it."""
+    try:
+        pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return None
+    os.set_inheritable(pidfd, False)
+    return pidfd
 
 
 def _getsockopt(fd: int, option: int, size_bytes: int) -> bytes:

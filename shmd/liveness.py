@@ -45,18 +45,28 @@ def process(pid: int) -> Process:
 
 def start_time(pid: int) -> int:
     """When the process started, or ``UNKNOWN``: there is none, or /proc does not show it."""
+    fields = _stat_fields(pid)
+    return int(fields[_START_TIME_FIELD - 3]) if fields else UNKNOWN
+
+
+def is_stopped(tid: int) -> bool:
+    """Whether /proc says that this thread is stopped, by a signal or a debugger."""
+    return _stat_fields(tid)[:1] in ([b"T"], [b"t"])
+
+
+def _stat_fields(tid: int) -> list[bytes]:
+    """The fields of /proc/TID/stat from the third on; none if it cannot be read."""
     try:
         # Opened non-blocking, though /proc never blocks: so it may be read in an event loop.
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(f"/proc/{tid}/stat", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return UNKNOWN
+        return []
     try:
-        text = os.read(fd, _STAT_BYTES_MAX)
+        return os.read(fd, _STAT_BYTES_MAX).rpartition(b")")[2].split()
     except OSError:  # it died meanwhile
-        return UNKNOWN
+        return []
     finally:
         os.close(fd)
-    return int(text.rpartition(b")")[2].split()[_START_TIME_FIELD - 3])
 
 
 def open_pidfd(process: Process) -> int | None:

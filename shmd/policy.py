@@ -23,7 +23,7 @@ from shmd import limits, units
 from shmd.errors import InvalidOption, LimitExceeded, PermissionDenied, TopicMismatch
 
 if TYPE_CHECKING:
-    from shmd.protocol import TopicInfo, TopicOptions, WhenFull
+    from shmd.protocol import Lifetime, TopicInfo, TopicOptions, WhenFull
 
 NOTHING: Final = 0
 """Wanted by one who only refers to a topic."""
@@ -46,6 +46,12 @@ class Credentials:
     gid: int
     pid: int
     groups: frozenset[int] = frozenset()
+    start_time: int = 0
+    """Of the process, in clock ticks since boot; 0: not known."""
+
+    def is_same_process(self, other: Credentials) -> bool:
+        """Whether both are of one process, as far as the kernel tells: one whose pid it hides (0) is never the same."""
+        return 0 < self.pid == other.pid and self.start_time == other.start_time and self.uid == other.uid
 
     def in_group(self, gid: int) -> bool:
         return gid == self.gid or gid in self.groups
@@ -73,6 +79,9 @@ class TopicSettings:
     gid: int
     mode: int
     hostile: bool
+    lifetime: Lifetime = "os"
+    idle_ttl_s: float | None = None
+    stall_timeout_s: float | None = None
 
 
 def may(peer: Credentials, ownership: Ownership, want: int) -> bool:
@@ -135,6 +144,9 @@ def resolve(options: TopicOptions, creator: Credentials, daemon: Credentials) ->
         gid=creator.gid,
         mode=mode,
         hostile=is_hostile(daemon.uid, mode, daemon.uid),
+        lifetime=options.lifetime or "os",
+        idle_ttl_s=options.idle_ttl_s,
+        stall_timeout_s=options.stall_timeout_s,
     )
 
 
@@ -154,6 +166,9 @@ def check_match(options: TopicOptions, info: TopicInfo) -> None:
         "when_full": options.when_full,
         "exclusive": options.exclusive,
         "mode": options.mode,
+        "lifetime": options.lifetime,
+        "idle_ttl_s": options.idle_ttl_s,
+        "stall_timeout_s": options.stall_timeout_s,
     }
     for option, want in wanted.items():
         have = getattr(info, option)

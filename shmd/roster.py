@@ -92,9 +92,7 @@ class _Tables:
     def __init__(self, held: segment.Segment) -> None:
         self._held = held
         self._topics = _Rows(held, layout.TOPICS_AT, layout.TOPIC.size_bytes, limits.TOPICS_MAX)
-        self._participants = _Rows(
-            held, layout.PARTICIPANTS_AT, layout.PARTICIPANT.size_bytes, limits.PARTICIPANTS_MAX
-        )
+        self._participants = _Rows(held, layout.PARTICIPANTS_AT, layout.PARTICIPANT.size_bytes, limits.PARTICIPANTS_MAX)
         self._intents = _Rows(held, layout.INTENTS_AT, layout.INTENT.size_bytes, limits.INTENTS_MAX)
 
     @property
@@ -159,7 +157,7 @@ class RosterReader(_Tables):
 
 
 class Intent:
-    """A note that two segments are about to be created. ``note`` is for the creating thread, ``clear`` for the loop's."""
+    """A note that two segments are about to be created: ``note`` is for the creating thread, ``clear`` for the loop."""
 
     def __init__(self, rows: _Rows, free: queue.SimpleQueue[int], index: int) -> None:
         self._rows = rows
@@ -230,14 +228,14 @@ class Roster(_Tables):
 
     def raise_incarnation(self, topic_id: bytes, incarnation: int) -> None:
         """An incarnation is about to be granted: no later daemon may grant it, or one below."""
-        offset = self._topics.offset(self._topic_index[topic_id]) + layout.TOPIC.offset["incarnation_max"]
+        offset = self._topics.offset(self._topic_index[topic_id]) + layout.TOPIC.table["incarnation_max"][0]
         if _core.load_word(self._held.mapping, offset) < incarnation:
             _core.store_word(self._held.mapping, offset, incarnation)
 
     # --- participants ---
 
     def note_participant(self, row: ParticipantRow) -> None:
-        """Somebody takes part, from the moment that it is told so. The registry never admits more than there are rows."""
+        """Somebody takes part, from when it is told so. The registry never admits more than there are rows."""
         if row.publisher:
             self._raise_header("publishers_numbered", row.publisher)
         index = heapq.heappop(self._free_participants)
@@ -291,11 +289,11 @@ class Roster(_Tables):
         return generation
 
     def _raise_header(self, field: str, value: int) -> None:
-        if _core.load_word(self._held.mapping, layout.HEADER.offset[field]) < value:
+        if _core.load_word(self._held.mapping, layout.HEADER.table[field][0]) < value:
             self._store_header(field, value)
 
     def _store_header(self, field: str, value: int) -> None:
-        _core.store_word(self._held.mapping, layout.HEADER.offset[field], value)
+        _core.store_word(self._held.mapping, layout.HEADER.table[field][0], value)
 
 
 def open_roster(instance: str, instance_id: bytes) -> Roster:
@@ -367,7 +365,7 @@ def _format(held: segment.Segment, instance: str, instance_id: bytes) -> None:
     )
     held.buf[: layout.HEADER_BYTES] = header.pack()
     failpoint.reach("roster-formatted")
-    _core.store_word(held.mapping, layout.HEADER.offset["magic"], layout.MAGIC)
+    _core.store_word(held.mapping, layout.HEADER.table["magic"][0], layout.MAGIC)
 
 
 def _check(held: segment.Segment) -> None:

@@ -14,8 +14,8 @@ little-endian, of fixed width, and padded by hand.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, TypeAlias
 
 from shmd import limits
 
@@ -46,7 +46,6 @@ class Fields:
     def __init__(self, size_bytes: int, formats: dict[str, tuple[int, str]]) -> None:
         self.size_bytes = size_bytes
         self.table = {name: (offset, struct.calcsize("<" + code)) for name, (offset, code) in formats.items()}
-        self.offset = {name: offset for name, (offset, _) in formats.items()}
         layout, end = "<", 0
         for offset, code in formats.values():
             layout += f"{offset - end}x{code}"
@@ -56,8 +55,9 @@ class Fields:
     def pack(self, *values: object) -> bytes:
         return self._struct.pack(*values)
 
-    def unpack(self, raw: bytes) -> tuple[object, ...]:
-        return self._struct.unpack(raw)
+    def unpack(self, raw: bytes) -> dict[str, Any]:
+        """By field's name."""
+        return dict(zip(self.table, self._struct.unpack(raw), strict=True))
 
 
 HEADER: Final = Fields(
@@ -160,9 +160,10 @@ class Header:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Header:
-        values = dict(zip(HEADER.offset, HEADER.unpack(raw), strict=True))
-        known = {name: values[name] for name in cls.__slots__ if name != "instance"}
-        return cls(**known, instance=_text(values["instance"]))  # type: ignore[arg-type]
+        values = HEADER.unpack(raw)
+        return cls(
+            **{field.name: values[field.name] for field in fields(cls)} | {"instance": _text(values["instance"])}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,9 +201,8 @@ class TopicRow:
 
     @classmethod
     def unpack(cls, state: int, raw: bytes) -> TopicRow:
-        values = dict(zip(TOPIC.offset, TOPIC.unpack(raw), strict=True))
+        values = TOPIC.unpack(raw)
         flags = values.pop("flags")
-        assert isinstance(flags, int)
         values |= {
             "state": state,
             "wait": bool(flags & _FLAG_WAIT),
@@ -212,7 +212,7 @@ class TopicRow:
             "stall_timeout_s": values["stall_timeout_s"] or None,
             "name": _text(values["name"]),
         }
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,13 +250,13 @@ class ParticipantRow:
     @classmethod
     def unpack(cls, raw: bytes) -> ParticipantRow | None:
         """None if no daemon wrote this."""
-        values = dict(zip(PARTICIPANT.offset, PARTICIPANT.unpack(raw), strict=True))
+        values = PARTICIPANT.unpack(raw)
         kind = values.pop("kind")
         del values["state"]
-        if not isinstance(kind, int) or not 1 <= kind <= len(_KINDS):
+        if not 1 <= kind <= len(_KINDS):
             return None
         values |= {"kind": _KINDS[kind - 1], "tethered": bool(values["tethered"]), "name": _text(values["name"])}
-        return cls(**values)  # type: ignore[arg-type]
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,10 +273,9 @@ class IntentRow:
 
     @classmethod
     def unpack(cls, raw: bytes) -> IntentRow:
-        _, _, *values = INTENT.unpack(raw)
-        return cls(**dict(zip(("log_key", "ctl_key", "pid"), values, strict=True)))  # type: ignore[arg-type]
+        values = INTENT.unpack(raw)
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
-def _text(raw: object) -> str:
-    assert isinstance(raw, bytes)
+def _text(raw: bytes) -> str:
     return raw.partition(b"\0")[0].decode("utf-8", "ignore")

@@ -4,8 +4,14 @@ Making a topic is slow, for its memory is touched in advance: memory is charged 
 client shall not be killed for the size of somebody's topic. So ``create`` is for a worker thread, touches a chunk at a
 time and gives up between two when it is told to. All else is quick and belongs to the event loop's thread.
 
-    create segments (0600, random keys) ─▶ pre-fault ─▶ format ─▶ log: attach read-only, drop the writable mapping
-      ─▶ make bells ─▶ set owner, group and mode, from when on others can attach
+    note the intent ─▶ create segments (0600, random keys) ─▶ pre-fault ─▶ format ─▶ log: attach read-only, drop the
+      writable mapping ─▶ make bells ─▶ set owner, group and mode, from when on others can attach
+
+A topic of lifetime `attached` gives its keys up as soon as its segments are attached (``IPC_RMID``): by their ids they
+can still be attached, and the kernel frees them with the last process that is.
+
+``adopt`` takes back what an earlier daemon made. It believes the roster about what should be there, the kernel about
+what is, and the segments nothing: their headers must agree with both.
 
 The daemon keeps the log read-only, since all that it ever wants from it are numbers, and the ctl writable, to give and
 take slots. It trusts neither: both are written by others.
@@ -19,10 +25,10 @@ import os
 import secrets
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
-from shmd import _core, limits, notifier, policy, segment
-from shmd.errors import LimitExceeded, RequestRefused, SegmentError
+from shmd import _core, failpoint, limits, notifier, policy, segment
+from shmd.errors import CorruptTopic, LimitExceeded, RequestRefused, SegmentError, SegmentExists
 from shmd.protocol import SubscriberStat, TopicInfo, TopicStat
 
 if TYPE_CHECKING:
@@ -32,12 +38,18 @@ if TYPE_CHECKING:
     from shmd.policy import TopicSettings
     from shmd.protocol import PublisherStat
     from shmd.registry import SlotHolder
+    from shmd.roster import Intent
 
 logger = logging.getLogger(__name__)
 
 CTL_BYTES: Final = _core.ctl_size_bytes(limits.SUBSCRIBERS_PER_TOPIC_MAX)
 OVERHEAD_BYTES: Final = _core.HEADER_BYTES + CTL_BYTES
 """What a topic takes beyond its capacity."""
+
+
+def log_bytes(capacity: int) -> int:
+    """The size of the log segment of a topic of this capacity."""
+    return _core.HEADER_BYTES + capacity
 
 
 class StoredTopic:
@@ -56,6 +68,28 @@ class StoredTopic:
         """Wake all who sleep on this topic, for records or for room."""
         for bell in self.bells:
             notifier.ring(bell)
+
+    def held_slots(self) -> list[tuple[int, int]]:
+        """(slot, incarnation) of all that are granted, as the ctl has it."""
+        words = ((slot, self.log.slot_stat(slot)[0]) for slot in range(limits.SUBSCRIBERS_PER_TOPIC_MAX))
+        return [(slot, incarnation) for slot, incarnation in words if incarnation]
+
+    def exists(self) -> bool:
+        """Whether its log is still there: attached by somebody, or not removed."""
+        try:
+            segment.stat(self.info.log_id)
+        except SegmentError:
+            return False
+        return True
+
+    def declare_owner_dead(self, tid: int) -> bool:
+        """Free the lock of a thread that is proven to be none any more. Whether it still held it."""
+        with segment.attach(self.info.log_id, readonly=False) as writable:
+            log = _core.Log(writable.mapping, None, **_identity(self.info))
+            try:
+                return log.declare_owner_dead(tid)
+            finally:
+                log.close()
 
     def stat(self, publishers: Sequence[PublisherStat], holders: Iterable[SlotHolder]) -> TopicStat:
         """The counters and the participants, those that lag most first, as many as fit. ``CorruptTopic``."""
@@ -87,76 +121,147 @@ class StoredTopic:
         for held in self._segments:
             if remove:
                 _remove(held.id)
+                failpoint.reach("log-removed")
             held.close()
         for bell in self.bells:
             os.close(bell)
 
 
-def create(name: str, settings: TopicSettings, instance_id: bytes, stop: threading.Event) -> StoredTopic:
+def create(
+    name: str, settings: TopicSettings, instance_id: bytes, stop: threading.Event, intent: Intent
+) -> StoredTopic:
     """Make a topic; blocks for about half a second per GiB.
 
-    Raises ``SegmentError``, ``LimitExceeded`` (descriptors), and ``RequestRefused`` once ``stop`` is set; then nothing
-    is left behind.
+    ``intent`` is kept up to date; the caller clears it. Raises ``SegmentError``, ``LimitExceeded`` (descriptors), and
+    ``RequestRefused`` once ``stop`` is set; then nothing is left behind.
     """
     with ExitStack() as undo:
-        log_writable = _create_segment(_core.HEADER_BYTES + settings.size_bytes, undo, stop)
-        ctl = _create_segment(CTL_BYTES, undo, stop)
-        topic_id, created_ns = secrets.token_bytes(16), time.time_ns()
-        flags = _flags(settings)
-        _core.log_format(
-            log_writable.mapping,
-            capacity=settings.size_bytes,
-            flags=flags,
-            instance_id=instance_id,
-            topic_id=topic_id,
-            created_ns=created_ns,
-            name=name,
-        )
-        _core.ctl_format(ctl.mapping, slots=limits.SUBSCRIBERS_PER_TOPIC_MAX, topic_id=topic_id)
+        log_writable, ctl = _create_segments(settings, intent, undo)
+        keys = log_writable.key, ctl.key
+        if settings.lifetime == "attached":
+            keys = 0, 0
+            segment.remove(log_writable.id)
+            segment.remove(ctl.id)
+            failpoint.reach("keys-given-up")
+        for made in (log_writable, ctl):
+            _prefault(made, stop)
+        info = _info(name, settings, (log_writable.id, ctl.id), keys)
+        identity = _identity(info)
+        _core.log_format(log_writable.mapping, instance_id=instance_id, created_ns=info.created_ns, **identity)
+        _core.ctl_format(ctl.mapping, slots=limits.SUBSCRIBERS_PER_TOPIC_MAX, topic_id=info.topic_id)
+        failpoint.reach("topic-formatted")
         log = segment.attach(log_writable.id, readonly=True)
         undo.callback(log.close)
         log_writable.close()
-        core = _core.Log(
-            log.mapping, ctl.mapping, name=name, topic_id=topic_id, capacity=settings.size_bytes, flags=flags
-        )
+        core = _core.Log(log.mapping, ctl.mapping, **identity)
         undo.callback(core.close)
         bells = _make_bells(undo)
-        info = TopicInfo(
-            name=name,
-            topic_id=topic_id,
-            log_id=log.id,
-            log_key=log.key,
-            ctl_id=ctl.id,
-            ctl_key=ctl.key,
-            size_bytes=settings.size_bytes,
-            when_full=settings.when_full,
-            exclusive=settings.exclusive,
-            mode=settings.mode,
-            uid=settings.uid,
-            gid=settings.gid,
-            created_ns=created_ns,
-            hostile=settings.hostile,
-        )
         segment.set_permissions(ctl.id, settings.uid, settings.gid, policy.ctl_mode(settings.mode))
         segment.set_permissions(log.id, settings.uid, settings.gid, settings.mode)
+        failpoint.reach("topic-made")
         undo.pop_all()
         return StoredTopic(info, core, [log, ctl], bells)
 
 
-def _flags(settings: TopicSettings) -> int:
-    wait = _core.FLAG_WAIT if settings.when_full == "wait" else 0
-    return wait | (_core.FLAG_EXCLUSIVE if settings.exclusive else 0)
+def adopt(info: TopicInfo) -> StoredTopic:
+    """Take back a topic that an earlier daemon made.
+
+    Raises ``CorruptTopic`` if its segments are not what ``info`` says, ``SegmentInvalid`` if one is gone, and
+    ``LimitExceeded`` (descriptors); then nothing stays attached.
+    """
+    with ExitStack() as undo:
+        log = _attach(info.log_id, info.log_key, log_bytes(info.size_bytes), undo, readonly=True)
+        ctl = _attach(info.ctl_id, info.ctl_key, CTL_BYTES, undo, readonly=False)
+        core = _core.Log(log.mapping, ctl.mapping, **_identity(info))
+        undo.callback(core.close)
+        core.stat()  # damage shows here
+        bells = _make_bells(undo)
+        undo.pop_all()
+        return StoredTopic(info, core, [log, ctl], bells)
 
 
-def _create_segment(size_bytes: int, undo: ExitStack, stop: threading.Event) -> segment.Segment:
-    made = segment.create(size_bytes)
+class _Identity(TypedDict):
+    name: str
+    topic_id: bytes
+    capacity: int
+    flags: int
+
+
+def _identity(info: TopicInfo) -> _Identity:
+    wait = _core.FLAG_WAIT if info.when_full == "wait" else 0
+    flags = wait | (_core.FLAG_EXCLUSIVE if info.exclusive else 0)
+    return {"name": info.name, "topic_id": info.topic_id, "capacity": info.size_bytes, "flags": flags}
+
+
+def _info(name: str, settings: TopicSettings, ids: tuple[int, int], keys: tuple[int, int]) -> TopicInfo:
+    return TopicInfo(
+        name=name,
+        topic_id=secrets.token_bytes(16),
+        log_id=ids[0],
+        log_key=keys[0],
+        ctl_id=ids[1],
+        ctl_key=keys[1],
+        size_bytes=settings.size_bytes,
+        when_full=settings.when_full,
+        exclusive=settings.exclusive,
+        mode=settings.mode,
+        uid=settings.uid,
+        gid=settings.gid,
+        created_ns=time.time_ns(),
+        hostile=settings.hostile,
+        lifetime=settings.lifetime,
+        idle_ttl_s=settings.idle_ttl_s,
+        stall_timeout_s=settings.stall_timeout_s,
+    )
+
+
+def _create_segments(
+    settings: TopicSettings, intent: Intent, undo: ExitStack
+) -> tuple[segment.Segment, segment.Segment]:
+    """Log and ctl, attached for writing, with keys that were noted before they existed."""
+    for _ in range(limits.KEY_ATTEMPTS_MAX):
+        log_key, ctl_key = (secrets.randbelow(segment.KEY_MAX) + 1 for _ in range(2))
+        intent.note(log_key, ctl_key)
+        with ExitStack() as attempt:
+            try:
+                log = _create_segment(log_bytes(settings.size_bytes), log_key, attempt)
+                failpoint.reach("log-made")
+                ctl = _create_segment(CTL_BYTES, ctl_key, attempt)
+            except SegmentExists:
+                continue
+            failpoint.reach("ctl-made")
+            undo.push(attempt.pop_all())
+            return log, ctl
+    raise SegmentExists(
+        f"no free keys among {limits.KEY_ATTEMPTS_MAX} random pairs",
+        "remove segments that nobody needs: ipcs -m, ipcrm -m ID",
+    )
+
+
+def _create_segment(size_bytes: int, key: int, undo: ExitStack) -> segment.Segment:
+    made = segment.create(size_bytes, key=key)
     undo.callback(made.close)
     undo.callback(_remove, made.id)
-    for offset in range(0, size_bytes, limits.PREFAULT_CHUNK_BYTES):
+    return made
+
+
+def _prefault(made: segment.Segment, stop: threading.Event) -> None:
+    for offset in range(0, made.size_bytes, limits.PREFAULT_CHUNK_BYTES):
         if stop.is_set():
             raise RequestRefused("the daemon is stopping", "try again when it is back")
-        made.mapping.prefault(offset, min(limits.PREFAULT_CHUNK_BYTES, size_bytes - offset))
-    return made
+        made.mapping.prefault(offset, min(limits.PREFAULT_CHUNK_BYTES, made.size_bytes - offset))
+
+
+def _attach(shmid: int, key: int, size_bytes: int, undo: ExitStack, *, readonly: bool) -> segment.Segment:
+    held = segment.attach(shmid, readonly=readonly)
+    undo.callback(held.close)
+    found = held.stat()
+    wanted = (os.geteuid(), key, size_bytes)
+    if (found.cuid, found.key, found.size_bytes) != wanted:
+        raise CorruptTopic(
+            f"segment {shmid} (creator's uid, key, size) is {(found.cuid, found.key, found.size_bytes)}, not {wanted}"
+        )
+    return held
 
 
 def _remove(shmid: int) -> None:

@@ -1,7 +1,8 @@
 """A registry with a world around it: what its effects do to clients, topics and slots, checked as they come.
 
 ``World`` performs effects the way a daemon would, only in dictionaries, and asserts what must hold for each of them:
-nobody who has gone is spoken to, a slot has one holder, an incarnation never returns, bells go with their topics.
+nobody who has gone is spoken to, a slot has one holder, an incarnation never returns, bells go with their topics, and
+what is noted is exactly what was granted. ``restart`` begins a new registry with nothing but the notes.
 """
 
 from __future__ import annotations
@@ -13,19 +14,28 @@ from shmd import protocol
 from shmd.errors import ShmdError
 from shmd.policy import Credentials
 from shmd.registry import (
-    AwaitDeath,
+    AdoptedTopic,
+    AwaitIdle,
+    AwaitResume,
     CreateTopic,
     DestroyTopic,
+    ForgetParticipant,
     GrantSlot,
     HangUp,
     Identity,
     IgnoreDeath,
+    LookForStall,
+    NoteParticipant,
+    Participant,
     Quotas,
+    Rebind,
     Registry,
     ReleaseSlot,
     ReportStat,
     RingBells,
     Send,
+    StopDaemon,
+    Untether,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +51,7 @@ IDENTITY = Identity(
     credentials=DAEMON,
     ipc_namespace=4,
     topic_overhead_bytes=OVERHEAD_BYTES,
+    roster_id=88,
 )
 
 
@@ -53,7 +64,13 @@ class World:
     creating: dict[str, CreateTopic] = field(default_factory=dict)
     topics: dict[str, protocol.TopicInfo] = field(default_factory=dict)
     slots: dict[tuple[str, int], tuple[int, bool]] = field(default_factory=dict)
-    dying: set[int] = field(default_factory=set)
+    living: dict[int, Credentials] = field(default_factory=dict)
+    """Clients whose death the registry wants to hear of."""
+    absences: dict[int, int] = field(default_factory=dict)
+    idle: dict[str, tuple[int, float]] = field(default_factory=dict)
+    notes: dict[tuple[int, int, bytes], Participant] = field(default_factory=dict)
+    stalls: list[LookForStall] = field(default_factory=list)
+    stopped: bool = False
     log: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -62,15 +79,20 @@ class World:
         self._ids = 0
         self._topics_made = 0
         self._last_incarnation: dict[tuple[str, int], int] = {}
+        self._declared_by: dict[str, int] = {}
 
     # --- events ---
 
-    def connect(self, uid: int = DAEMON.uid, *, gid: int | None = None, groups: Iterable[int] = ()) -> int:
+    def connect(
+        self, uid: int = DAEMON.uid, *, gid: int | None = None, groups: Iterable[int] = (), pid: int | None = None
+    ) -> int:
         """A connection that has not said hello."""
         self._numbers += 1
         number = self._numbers
         self.replies[number] = []
-        credentials = Credentials(uid, uid if gid is None else gid, 9000 + number, frozenset(groups))
+        pid = 9000 + number if pid is None else pid
+        credentials = Credentials(uid, uid if gid is None else gid, pid, frozenset(groups), start_time=pid)
+        self.living[number] = credentials
         self.perform(self.registry.client_connected(number, credentials))
         return number
 
@@ -90,6 +112,33 @@ class World:
         (welcome,) = self.send(number, hello)
         assert isinstance(welcome, protocol.Welcome)
         return number
+
+    def resume(self, number: int, *, uid: int = DAEMON.uid, pid: int | None = None) -> protocol.Welcome:
+        """Connect again, from the process that client ``number`` was, and ask for its place."""
+        connection = self.connect(uid, pid=9000 + number if pid is None else pid)
+        hello = protocol.Hello(id=self.new_id(), major=1, minor=0, pid_namespace=1, resume=number)
+        self.perform(self.registry.request(connection, hello))
+        welcome = self.replies[connection if connection in self.replies else number][-1]
+        assert isinstance(welcome, protocol.Welcome)
+        assert (welcome.client == number) == welcome.resumed
+        return welcome
+
+    def restart(self) -> None:
+        """Kill the daemon, and start another that knows what is noted."""
+        self.registry = Registry(IDENTITY, self.quotas)
+        self.replies, self.creating, self.absences, self.idle, self.stalls = {}, {}, {}, {}, []
+        noted = list(self.notes.values())
+        self.living = {participant.client: participant.credentials for participant in noted}
+        seats = {(participant.topic_id, participant.seat) for participant in noted}
+        topics = []
+        for name, info in self.topics.items():
+            granted = [last for (life, _), last in self._last_incarnation.items() if life == info.topic_id.hex()]
+            topics.append(AdoptedTopic(info, self._declared_by[name], max(granted, default=0)))
+        assert {(self.topics[name].topic_id, slot) for name, slot in self.slots} == {
+            (topic_id, seat.slot) for topic_id, seat in seats if seat is not None
+        }
+        numbered = max((participant.number for participant in noted), default=0)
+        self.perform(self.registry.adopt(topics, noted, numbered))
 
     def new_id(self) -> int:
         self._ids += 1
@@ -125,7 +174,9 @@ class World:
             self.topic_made(next(iter(self.creating)))
 
     def topic_made(self, name: str) -> None:
-        settings = self.creating.pop(name).settings
+        creation = self.creating.pop(name)
+        settings = creation.settings
+        self._declared_by[name] = creation.declared_by
         self._topics_made += 1
         info = protocol.TopicInfo(
             name=name,
@@ -142,6 +193,9 @@ class World:
             gid=settings.gid,
             created_ns=1,
             hostile=settings.hostile,
+            lifetime=settings.lifetime,
+            idle_ttl_s=settings.idle_ttl_s,
+            stall_timeout_s=settings.stall_timeout_s,
         )
         self.topics[name] = info
         self.perform(self.registry.topic_created(name, info))
@@ -151,8 +205,14 @@ class World:
         self.perform(self.registry.topic_failed(name, error))
 
     def process_died(self, number: int) -> None:
-        self.dying.remove(number)
+        del self.living[number]
         self.perform(self.registry.process_died(number))
+
+    def resume_overdue(self, number: int) -> None:
+        self.perform(self.registry.resume_overdue(number, self.absences[number]))
+
+    def topic_idle(self, name: str) -> None:
+        self.perform(self.registry.topic_idle(name, self.idle.pop(name)[0]))
 
     # --- effects ---
 
@@ -162,7 +222,9 @@ class World:
             match effect:
                 case Send(number, message, bells_of):
                     protocol.encode(message)
-                    grants = isinstance(message, protocol.PublisherGranted | protocol.SubscriberGranted)
+                    grants = isinstance(
+                        message, protocol.PublisherGranted | protocol.SubscriberGranted | protocol.Resumed
+                    )
                     assert (bells_of is not None) == grants
                     assert bells_of is None or bells_of in self.topics
                     self.replies[number].append(message)
@@ -184,11 +246,40 @@ class World:
                 case ReportStat(number, _, name):
                     assert name in self.topics
                     assert number in self.replies
-                case AwaitDeath(number):
-                    assert number not in self.dying
-                    self.dying.add(number)
+                case Rebind(connection, number):
+                    assert number not in self.replies
+                    self.replies[number] = self.replies.pop(connection)
+                    assert self.living.pop(connection) == self.living[number]
+                case AwaitResume(number, absence):
+                    assert number in self.living
+                    self.absences[number] = absence
                 case IgnoreDeath(number):
-                    self.dying.remove(number)
+                    self.living.pop(number, None)
+                    assert not [key for key in self.notes if key[0] == number]
+                case NoteParticipant(participant):
+                    self._noted(participant)
+                case ForgetParticipant(number, handle, topic_id):
+                    del self.notes[number, handle, topic_id]
+                case AwaitIdle(name, idleness, after_s):
+                    assert name in self.topics
+                    self.idle[name] = (idleness, after_s)
+                case Untether(name, slot, incarnation):
+                    if self.slots.get((name, slot), (0, False))[0] == incarnation:
+                        self.slots[name, slot] = (incarnation, False)
+                case LookForStall(name):
+                    assert name in self.topics
+                    self.stalls.append(effect)
+                case StopDaemon():
+                    self.stopped = True
+
+    def _noted(self, participant: Participant) -> None:
+        key = (participant.client, participant.handle, participant.topic_id)
+        assert key not in self.notes
+        (name,) = [name for name, info in self.topics.items() if info.topic_id == participant.topic_id]
+        if participant.seat is not None:
+            assert self.slots[name, participant.seat.slot][0] == participant.seat.incarnation
+        assert participant.client in self.living
+        self.notes[key] = participant
 
     def _granted(self, name: str, slot: int, incarnation: int, tethered: bool) -> None:
         info = self.topics[name]

@@ -33,20 +33,41 @@ class RawPeer:
         self._inbox: asyncio.Queue[protocol.Outbound | None] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._ids = 0
+        self.welcome: protocol.Welcome | None = None
 
     @classmethod
-    async def connect(cls, socket_path: str | os.PathLike[str], *, hello: bool = True, name: str = "raw") -> Self:
+    async def connect(
+        cls,
+        socket_path: str | os.PathLike[str],
+        *,
+        hello: bool = True,
+        name: str = "raw",
+        resume: RawPeer | None = None,
+    ) -> Self:
+        """``resume``: a peer whose connection is lost, and whose place this one asks for."""
         peer = cls()
+        if resume is not None:
+            peer._ids = resume._ids
         peer.sock = await transport.connect(Path(socket_path))
         loop = asyncio.get_running_loop()
         peer.connection = transport.Connection(loop, peer.sock, peer._packet_came, peer._end_came, fds_max=2)
         if hello:
-            await peer.ask(protocol.Welcome, protocol.Hello(id=peer.new_id(), major=1, minor=0, name=name))
+            number = resume.number if resume is not None else 0
+            said = protocol.Hello(id=peer.new_id(), major=1, minor=0, name=name, resume=number)
+            peer.welcome = await peer.ask(protocol.Welcome, said)
         return peer
 
     @classmethod
-    async def to(cls, daemon: Daemon, *, hello: bool = True, name: str = "raw") -> Self:
-        return await cls.connect(daemon.socket_path, hello=hello, name=name)
+    async def to(
+        cls, daemon: Daemon, *, hello: bool = True, name: str = "raw", resume: RawPeer | None = None
+    ) -> Self:
+        return await cls.connect(daemon.socket_path, hello=hello, name=name, resume=resume)
+
+    @property
+    def number(self) -> int:
+        """The client that the daemon says this is."""
+        assert self.welcome is not None
+        return self.welcome.client
 
     def new_id(self) -> int:
         self._ids += 1
@@ -81,7 +102,11 @@ class RawPeer:
             except HungUp:
                 return heard
 
-    async def close(self) -> None:
+    async def close(self, *, bye: bool = True) -> None:
+        """Without ``bye``, as one whose connection is lost."""
+        if bye and self.welcome is not None and not self.connection.closed:
+            self.send(protocol.Bye(id=self.new_id()))
+            await self._ended.wait()
         self.connection.close()
         await self._ended.wait()
         for fd in self.fds:

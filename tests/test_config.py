@@ -102,6 +102,7 @@ class TestFile:
             topics_max = 10
             clients_max = 2000
             clients_per_uid_max = 100
+            ephemeral = true
             """
         )
         assert DaemonConfig.load(file) == DaemonConfig(
@@ -113,6 +114,7 @@ class TestFile:
             topics_max=10,
             clients_max=2000,
             clients_per_uid_max=100,
+            ephemeral=True,
         )
         assert set(tomllib.loads(file.read_text())) == {field.name for field in dataclasses.fields(DaemonConfig)}
 

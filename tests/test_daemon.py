@@ -57,7 +57,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def config(tmp_path: Path) -> DaemonConfig:
-    return DaemonConfig(runtime_dir=tmp_path, total_bytes=TOTAL_BYTES)
+    return DaemonConfig(ephemeral=True, runtime_dir=tmp_path, total_bytes=TOTAL_BYTES)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ class TestLife:
                 pass
 
     async def test_other_instance_runs_beside_it(self, config: DaemonConfig) -> None:
-        other = DaemonConfig(instance="other", runtime_dir=config.runtime_dir, total_bytes=TOTAL_BYTES)
+        other = DaemonConfig(ephemeral=True, instance="other", runtime_dir=config.runtime_dir, total_bytes=TOTAL_BYTES)
         async with Daemon(config) as first, Daemon(other) as second:
             assert first.socket_path != second.socket_path
             async with await RawPeer.to(first), await RawPeer.to(second):
@@ -165,7 +165,7 @@ class TestLife:
         script = (
             "import os, sys; os.dup2(int(sys.argv[1]), 3);"
             "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1');"
-            "os.execv(sys.executable, [sys.executable, '-m', 'shmd', 'serve', '--runtime-dir', sys.argv[2]])"
+            "os.execv(sys.executable, [sys.executable, '-m', 'shmd', 'serve', '--ephemeral', '--runtime-dir', sys.argv[2]])"
         )
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.bind(str(path))
@@ -183,7 +183,7 @@ class TestLife:
         assert path.exists(), "the service manager's socket is not the daemon's to remove"
 
     async def test_closing_stops_a_creation_under_way(self, tmp_path: Path) -> None:
-        async with Daemon(DaemonConfig(runtime_dir=tmp_path, total_bytes=4 << 30)) as daemon:
+        async with Daemon(DaemonConfig(ephemeral=True, runtime_dir=tmp_path, total_bytes=4 << 30)) as daemon:
             peer = await RawPeer.to(daemon)
             peer.send(Declare(id=peer.new_id(), topic="big", options=TopicOptions(size_bytes=2 << 30)))
             await peer.ask(TopicList, ListTopics(id=peer.new_id()))

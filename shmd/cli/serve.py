@@ -27,6 +27,7 @@ from shmd.daemon import Daemon
     "--socket", "socket_path", type=click.Path(path_type=Path), help="Control socket. [default: control.sock there]"
 )
 @click.option("--max-bytes", "total_bytes", type=size, help="All topics together, like 16GiB. [default: 4GiB]")
+@click.option("--ephemeral", is_flag=True, default=None, help="Remove all topics when the daemon is stopped.")
 @click.option("--verbose", is_flag=True, help="Log what clients ask for, too.")
 def serve(config: Path | None, verbose: bool, **settings: Any) -> None:
     """Run the daemon until SIGTERM or Ctrl-C. Logs go to standard error."""

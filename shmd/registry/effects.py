@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from shmd.policy import TopicSettings
-    from shmd.protocol import Outbound, PublisherStat
+    from shmd.policy import Credentials, TopicSettings
+    from shmd.protocol import Outbound, PublisherStat, TopicInfo
+    from shmd.registry.entities import ParticipantKind, Seat
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,73 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
-    """Close the connection once what was sent before is out. The registry has already forgotten the client."""
+    """Close the connection; the registry no longer counts on it. No ``reason``: as was to be expected."""
 
     client: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rebind:
+    """The connection so far known as ``connection`` is ``client``'s from now on, in place of an earlier one."""
+
+    connection: int
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitResume:
+    """Answer with ``resume_overdue`` when the time in which a client may come back is over."""
+
+    client: int
+    absence: int
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoreDeath:
+    """The client holds nothing any more, and will not come back: its process need not be watched."""
+
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """One publisher, subscriber or kept slot, with all that a later daemon must know of it."""
+
+    topic_id: bytes
+    kind: ParticipantKind
+    client: int
+    handle: int
+    credentials: Credentials
+    name: str
+    pid_namespace: int
+    number: int = 0
+    """Of a publisher."""
+    seat: Seat | None = None
+    tethered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NoteParticipant:
+    """Write it down before anybody is told."""
+
+    participant: Participant
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetParticipant:
+    client: int
+    handle: int
+    topic_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptedTopic:
+    """A topic that a former daemon left. No incarnation up to ``incarnation_max`` may be granted again."""
+
+    info: TopicInfo
+    declared_by: int
+    incarnation_max: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +101,51 @@ class CreateTopic:
 
     topic: str
     settings: TopicSettings
+    declared_by: int
 
 
 @dataclass(frozen=True, slots=True)
 class DestroyTopic:
     topic: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitIdle:
+    """Answer with ``topic_idle`` after ``after_s``: the topic has no participant as of now."""
+
+    topic: str
+    idleness: int
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SlotHolder:
+    """A slot and who sits there."""
+
+    slot: int
+    incarnation: int
+    name: str
+    pid: int
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class LookForStall:
+    """A publisher of the topic waits; answer with ``stalled`` if a subscriber is to lose its tether for it.
+
+    ``pid_namespaces``: those of its publishers, in whose terms the lock names its owner.
+    """
+
+    topic: str
+    subscribers: tuple[SlotHolder, ...]
+    pid_namespaces: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Untether:
+    topic: str
+    slot: int
+    incarnation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +173,6 @@ class RingBells:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotHolder:
-    """A slot and who sits there, for ``ReportStat``."""
-
-    slot: int
-    incarnation: int
-    name: str
-    pid: int
-    uid: int
-
-
-@dataclass(frozen=True, slots=True)
 class ReportStat:
     """Answer ``request_id`` with what the segments tell about the topic and about these participants."""
 
@@ -91,28 +184,26 @@ class ReportStat:
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitDeath:
-    """Answer with ``process_died`` as soon as the process of this client, which has left, is proven dead."""
-
-    client: int
-
-
-@dataclass(frozen=True, slots=True)
-class IgnoreDeath:
-    """It no longer matters whether the process of this client lives."""
-
-    client: int
+class StopDaemon:
+    """Somebody who may has asked for it."""
 
 
 Effect: TypeAlias = (
     Send
     | HangUp
+    | Rebind
+    | AwaitResume
+    | IgnoreDeath
+    | NoteParticipant
+    | ForgetParticipant
     | CreateTopic
     | DestroyTopic
+    | AwaitIdle
+    | LookForStall
+    | Untether
     | GrantSlot
     | ReleaseSlot
     | RingBells
     | ReportStat
-    | AwaitDeath
-    | IgnoreDeath
+    | StopDaemon
 )

@@ -1,10 +1,10 @@
 """Clients, topics and what ties them together.
 
-    Client ── handles ──▶ Publisher | Subscriber | Watch      by the id of the request that opened it
-       │                      │            │         └─ seats kept in topics created since, by topic name
-       └─ pending ─▶ name     ▼            ▼
-                   Topic ── publishers, subscribers, waits    by (client, request id)
-                   Creation ── requests that wait for the topic to come into being
+    Client ── handles ──▶ Publisher | Subscriber | Watch            by the id of the request that opened it
+       │                      │            │         ┊
+       ├─ pending ─▶ name     ▼            ▼         ┊              seats kept for a watch since the topic's creation
+       └─ kept ───▶ Topic ── publishers, subscribers, kept, waits   by (client, request id)
+                    Creation ── requests that wait for the topic to come into being
 
 A pair (client, request id) names a waiting request and whatever it opened, in both directions, so that close, cancel
 and a client's departure are each a look-up.
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from shmd import limits
 
 if TYPE_CHECKING:
     from shmd.policy import Credentials, Ownership, TopicSettings
-    from shmd.protocol import Hello, Request, TopicInfo, WaitSubscribers
+    from shmd.protocol import Request, TopicInfo, WaitSubscribers
 
 INCARNATION_MAX: Final = 2**30 - 1
 """A slot's word keeps 30 bits of it; a slot that has used them all is never given out again."""
@@ -29,6 +29,8 @@ PUBLISHER_NUMBER_MAX: Final = 2**32 - 1
 
 Key: TypeAlias = tuple[int, int]
 """(client, request id)."""
+ParticipantKind: TypeAlias = Literal["publisher", "subscriber", "kept"]
+"""``kept``: a slot and cursor that wait for the client of a watch to open the topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Quotas:
     subscribers_per_topic: int = limits.SUBSCRIBERS_PER_TOPIC_MAX
     handles_per_client: int = limits.HANDLES_PER_CLIENT_MAX
     requests_per_client: int = limits.REQUESTS_PER_CLIENT_MAX
+    participants: int = limits.PARTICIPANTS_MAX
     protocol_errors: int = limits.PROTOCOL_ERRORS_MAX
 
 
@@ -68,9 +71,10 @@ class Seat:
 class Seats:
     """The slots of one topic. The lowest free one goes first: publishers scan up to the highest ever granted."""
 
-    def __init__(self, count: int) -> None:
-        self._free = list(range(count))
-        self._incarnations = [0] * count
+    def __init__(self, count: int, incarnation_max: int = 0, taken: frozenset[int] = frozenset()) -> None:
+        """``incarnation_max``: none up to it is given out again."""
+        self._free = [slot for slot in range(count) if slot not in taken] if incarnation_max < INCARNATION_MAX else []
+        self._incarnations = [incarnation_max] * count
 
     def take(self) -> Seat | None:
         """A slot with an incarnation that it never had before; None if all are taken."""
@@ -81,7 +85,7 @@ class Seats:
         return Seat(slot, self._incarnations[slot])
 
     def give_back(self, seat: Seat) -> None:
-        if seat.incarnation < INCARNATION_MAX:
+        if self._incarnations[seat.slot] < INCARNATION_MAX:
             heapq.heappush(self._free, seat.slot)
 
 
@@ -100,13 +104,18 @@ class Subscriber:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
-    """``seats``: by topic, the slot kept since its creation until the client opens it."""
+class Kept:
+    """A seat kept for a watch from the topic's creation until the client opens it."""
 
+    seat: Seat
+    client: Client
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
     pattern: str
     tethered: bool
     client: Client
-    seats: dict[str, Seat] = field(default_factory=dict)
 
 
 Handle: TypeAlias = Publisher | Subscriber | Watch
@@ -114,23 +123,23 @@ Handle: TypeAlias = Publisher | Subscriber | Watch
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One connection. ``pending``: its unanswered requests, id to the topic that they wait for."""
+    """One process's connection, or what it holds until it connects again.
+
+    ``pending``: its unanswered requests, id to the topic that they wait for. ``kept``: by the watch's handle, topics in
+    which it has a seat. ``absences``: how often its connection was lost.
+    """
 
     number: int
     credentials: Credentials
-    hello: Hello | None = None
+    welcome: bool = False
+    name: str = ""
+    pid_namespace: int = 0
     protocol_errors: int = 0
+    absences: int = 0
     handles: dict[int, Handle] = field(default_factory=dict)
     pending: dict[int, str] = field(default_factory=dict)
+    kept: dict[int, set[str]] = field(default_factory=dict)
     peeked: set[str] = field(default_factory=set)
-
-    @property
-    def name(self) -> str:
-        return self.hello.name if self.hello else ""
-
-    @property
-    def pid_namespace(self) -> int:
-        return self.hello.pid_namespace if self.hello else 0
 
     def __str__(self) -> str:
         return f"{self.name!r} (pid {self.credentials.pid}, uid {self.credentials.uid})"
@@ -149,7 +158,7 @@ class Creation:
 
 @dataclass(slots=True)
 class Topic:
-    """One that exists. ``declared_by`` is the uid that had it created."""
+    """One that exists. ``declared_by``: the uid that had it created. ``idleness``: how often it has become idle."""
 
     info: TopicInfo
     ownership: Ownership
@@ -158,4 +167,11 @@ class Topic:
     publishers: dict[Key, Publisher] = field(default_factory=dict)
     subscribers: dict[Key, Subscriber] = field(default_factory=dict)
     joined: set[Key] = field(default_factory=set)
+    kept: dict[Key, Kept] = field(default_factory=dict)
     waits: dict[Key, WaitSubscribers] = field(default_factory=dict)
+    idleness: int = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody takes part."""
+        return not (self.publishers or self.subscribers or self.kept)

@@ -3,7 +3,9 @@
     connection ──▶ client_connected, client_left, hello_overdue ─┐
     packet     ──▶ request, protocol_error ──────────────────────┼──▶ Registry ──▶ [Effect, …] ──▶ daemon
     segments   ──▶ topic_created, topic_failed ──────────────────┤
-    process    ──▶ process_died ─────────────────────────────────┘
+    clocks     ──▶ resume_overdue, topic_idle, stalled ──────────┤
+    process    ──▶ process_died ─────────────────────────────────┤
+    roster     ──▶ adopt ────────────────────────────────────────┘
 
 It knows no clock, socket or segment: what happens out there comes in by events, and what shall happen goes out as
 effects, to be performed in order before the next event. That makes it deterministic, and testable against a model.
@@ -14,8 +16,9 @@ Two rules serve all requests:
 - **Queued behind a creation.** Making a topic takes time (its memory is pre-faulted). A request that names a topic in
   the making is kept and tried again, in order, when the topic is there or has failed. So is the request that caused it.
 
-A departed client is forgotten at once, with one exception: an exclusive publisher appends without a lock, so its lease
-must not pass on while its process could still write, connected or not. It stays until ``process_died``.
+A client whose connection is lost is **absent**: the data plane goes on without a connection, so all that it holds stays
+its own until it says bye or its process is proven dead (``process_died``). If it does not resume in time its
+subscribers only lose their tethers. A former daemon's clients, as the roster tells of them, begin absent.
 """
 
 from __future__ import annotations
@@ -24,14 +27,17 @@ from typing import TYPE_CHECKING
 
 from shmd import limits, names, protocol
 from shmd.errors import LimitExceeded, ProtocolError, ShmdError
-from shmd.registry.effects import HangUp, Send
-from shmd.registry.entities import Seats, Topic
+from shmd.registry.adoption import adopt
+from shmd.registry.effects import HangUp, IgnoreDeath, Send
+from shmd.registry.entities import Seat, Seats, Subscriber, Topic
 from shmd.registry.requests import handle
 from shmd.registry.state import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from shmd.policy import Credentials
-    from shmd.registry.effects import Effect
+    from shmd.registry.effects import AdoptedTopic, Effect, Participant
     from shmd.registry.entities import Client, Creation, Identity, Quotas
 
 
@@ -41,6 +47,13 @@ class Registry:
     def __init__(self, identity: Identity, quotas: Quotas) -> None:
         self._state = State(identity, quotas)
 
+    def adopt(
+        self, topics: Iterable[AdoptedTopic], participants: Iterable[Participant], publishers_numbered: int
+    ) -> list[Effect]:
+        """What the daemon before this one left; comes before all other events."""
+        adopt(self._state, topics, participants, publishers_numbered)
+        return self._state.take_effects()
+
     # --- events: connections ------------------------------------------------------------------------------------------
 
     def client_connected(self, number: int, credentials: Credentials) -> list[Effect]:
@@ -48,27 +61,44 @@ class Registry:
         try:
             self._state.add_client(number, credentials)
         except LimitExceeded as error:
-            return [Send(number, protocol.refusal(0, error)), HangUp(number, error.message)]
+            return [Send(number, protocol.refusal(0, error)), HangUp(number, error.message), IgnoreDeath(number)]
         return []
 
     def hello_overdue(self, number: int) -> list[Effect]:
         """The time to say hello is over."""
         client = self._state.clients.get(number)
-        if client is not None and client.hello is None:
+        if client is not None and not client.welcome:
             self._state.hang_up(client, f"no hello within {limits.HELLO_TIMEOUT_S:g} s")
         return self._state.take_effects()
 
     def client_left(self, number: int) -> list[Effect]:
         """The connection is gone, whoever ended it."""
         if client := self._state.clients.get(number):
-            self._state.remove_client(client)
+            self._state.depart(client)
         return self._state.take_effects()
 
+    def resume_overdue(self, number: int, absence: int) -> list[Effect]:
+        """``RESUME_S`` have passed since ``AwaitResume``. What was kept for watches that were not made again goes."""
+        state = self._state
+        client = state.find_client(number)
+        if client is not None and client.absences == absence:
+            for watch in [watch for watch in client.kept if watch not in client.handles]:
+                state.release_kept(client, watch)
+            if number in state.absent and not state.forget_empty(client):
+                for subscriber in client.handles.values():
+                    if isinstance(subscriber, Subscriber):
+                        state.untether(state.topics[subscriber.topic], subscriber.seat)
+        return state.take_effects()
+
     def process_died(self, number: int) -> list[Effect]:
-        """The process of a client that had left (``AwaitDeath``) is proven dead."""
-        if client := self._state.leaseholders.pop(number, None):
-            self._state.end_leases(client)
-        return self._state.take_effects()
+        """The process of a client, connected or absent, is proven dead."""
+        state = self._state
+        if client := state.find_client(number):
+            connected = number in state.clients
+            state.release(client)
+            if connected:
+                state.effects.append(HangUp(number, ""))
+        return state.take_effects()
 
     # --- events: what clients say -------------------------------------------------------------------------------------
 
@@ -100,13 +130,32 @@ class Registry:
         topic = Topic(info, state.ownership(info), creation.declared_by, Seats(state.quotas.subscribers_per_topic))
         state.topics[name] = topic
         watches = list(state.watches_of(topic))
-        for _, watch in watches:
-            if seat := topic.seats.take():
-                watch.seats[name] = seat
-                state.grant_slot(topic, seat, tethered=watch.tethered)
+        for request_id, watch in watches:
+            state.keep_seat(topic, watch, request_id)
         for request_id, watch in watches:
             self._state.send(watch.client, protocol.TopicAdded(watch=request_id, topic=name, existing=False))
+        declared = any(isinstance(message, protocol.Declare) for message in creation.waiting.values())
         self._attempt_waiting(creation)
+        if topic.info.lifetime == "os" or not declared:  # one that was only declared waits for its first participant
+            state.desert(topic)
+        return state.take_effects()
+
+    def topic_idle(self, name: str, idleness: int) -> list[Effect]:
+        """The time for which a topic may be without participants (``AwaitIdle``) is over."""
+        topic = self._state.topics.get(name)
+        if topic is not None and topic.idle and topic.idleness == idleness:
+            self._state.remove_topic(topic)
+        return self._state.take_effects()
+
+    def stalled(self, name: str, slot: int, incarnation: int) -> list[Effect]:
+        """Whoever sits in this slot has held publishers back for longer than the topic allows."""
+        state = self._state
+        if topic := state.topics.get(name):
+            seat = Seat(slot, incarnation)
+            state.untether(topic, seat)
+            for (_, request_id), subscriber in topic.subscribers.items():
+                if subscriber.seat == seat and subscriber.client.number in state.clients:
+                    state.send(subscriber.client, protocol.Untethered(topic=name, handle=request_id))
         return state.take_effects()
 
     def topic_failed(self, name: str, error: ShmdError) -> list[Effect]:
@@ -124,9 +173,9 @@ class Registry:
 
     def _admit(self, client: Client, message: protocol.Request) -> None:
         is_hello = isinstance(message, protocol.Hello)
-        if is_hello and client.hello is not None:
+        if is_hello and client.welcome:
             raise ProtocolError("hello comes once", "connect again to begin anew")
-        if not is_hello and client.hello is None:
+        if not is_hello and not client.welcome:
             raise ProtocolError(f"{type(message).__name__} came before Hello", "say hello first")
         if message.id in client.handles or message.id in client.pending:
             raise ProtocolError(f"id {message.id} is in use", "give every request an id of its own")

@@ -5,9 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from shmd import limits, names, policy, protocol
-from shmd.errors import LimitExceeded, NamespaceMismatch, PermissionDenied, TopicBusy, VersionMismatch
-from shmd.registry.effects import CreateTopic, ReportStat, SlotHolder
-from shmd.registry.entities import Creation, Publisher, Subscriber, Watch
+from shmd.errors import (
+    LimitExceeded,
+    NamespaceMismatch,
+    NoSuchTopic,
+    PermissionDenied,
+    ProtocolError,
+    TopicBusy,
+    VersionMismatch,
+)
+from shmd.registry.effects import (
+    CreateTopic,
+    ForgetParticipant,
+    HangUp,
+    LookForStall,
+    ReportStat,
+    SlotHolder,
+    StopDaemon,
+)
+from shmd.registry.entities import Creation, Kept, Publisher, Subscriber, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +48,14 @@ def _hello(state: State, client: Client, message: protocol.Hello) -> None:
         state.refuse(client, message.id, error)
         state.hang_up(client, error.message)
         return
-    client.hello = message
+    resumed = False
+    former = state.find_client(message.resume) if message.resume else None
+    if former is not None and former.credentials.is_same_process(client.credentials):
+        if message.id in former.handles:
+            raise ProtocolError(f"id {message.id} is in use", "go on counting where the lost connection ended")
+        resumed = state.rejoin(client, former)
+        client = former if resumed else client
+    client.welcome, client.name, client.pid_namespace = True, message.name, message.pid_namespace
     welcome = protocol.Welcome(
         id=message.id,
         major=protocol.VERSION_MAJOR,
@@ -43,6 +66,7 @@ def _hello(state: State, client: Client, message: protocol.Hello) -> None:
         ipc_namespace=identity.ipc_namespace,
         pid=identity.credentials.pid,
         roster_id=identity.roster_id,
+        resumed=resumed,
     )
     state.send(client, welcome)
 
@@ -59,6 +83,22 @@ def _check_hello(identity: Identity, message: protocol.Hello) -> None:
             f"the client is in IPC namespace {theirs}, the daemon in {ours}: they cannot share segments",
             "let the client's container share the daemon's: --ipc=host",
         )
+
+
+def _bye(state: State, client: Client, message: protocol.Bye) -> None:
+    state.release(client)
+    state.send(client, protocol.Done(id=message.id))
+    state.effects.append(HangUp(client.number, ""))
+
+
+def _stop(state: State, client: Client, message: protocol.Stop) -> None:
+    daemon, peer = state.identity.credentials, client.credentials
+    if peer.uid not in (policy.ROOT_UID, daemon.uid):
+        raise PermissionDenied(
+            f"uid {peer.uid} may not stop this daemon, which uid {daemon.uid} runs", "ask that user, or root"
+        )
+    state.send(client, protocol.Done(id=message.id))
+    state.effects.append(StopDaemon())
 
 
 # --- topics: declare, list, look at, remove ---------------------------------------------------------------------------
@@ -84,7 +124,7 @@ def _ensure_topic(
     creation = Creation(name, settings, (client.number, message.id), client.credentials.uid)
     state.creations[name] = creation
     state.enqueue(creation, client, message)
-    state.effects.append(CreateTopic(name, settings))
+    state.effects.append(CreateTopic(name, settings, client.credentials.uid))
     return None
 
 
@@ -100,11 +140,7 @@ def _list_topics(state: State, client: Client, message: protocol.ListTopics) -> 
 def _stat_topic(state: State, client: Client, message: protocol.StatTopic) -> None:
     topic = state.topic(client, message.topic, policy.READ)
     publishers = tuple(_publisher_stat(publisher) for publisher in topic.publishers.values())
-    holders = [_slot_holder(subscriber.client, subscriber.seat) for subscriber in topic.subscribers.values()]
-    for _, watch in state.watches_of(topic):
-        if seat := watch.seats.get(message.topic):
-            holders.append(_slot_holder(watch.client, seat))
-    state.effects.append(ReportStat(client.number, message.id, message.topic, publishers, tuple(holders)))
+    state.effects.append(ReportStat(client.number, message.id, message.topic, publishers, _slot_holders(topic)))
 
 
 def _publisher_stat(publisher: Publisher) -> protocol.PublisherStat:
@@ -112,6 +148,11 @@ def _publisher_stat(publisher: Publisher) -> protocol.PublisherStat:
     return protocol.PublisherStat(
         name=who.name, pid=who.credentials.pid, uid=who.credentials.uid, publisher=publisher.number
     )
+
+
+def _slot_holders(topic: Topic) -> tuple[SlotHolder, ...]:
+    seated: list[Subscriber | Kept] = [*topic.subscribers.values(), *topic.kept.values()]
+    return tuple(_slot_holder(who.client, who.seat) for who in seated)
 
 
 def _slot_holder(who: Client, seat: Seat) -> SlotHolder:
@@ -145,9 +186,10 @@ def _open_publisher(state: State, client: Client, message: protocol.OpenPublishe
     if topic is None:
         return
     _check_fellow_publishers(client, topic)
+    state.check_participant_quota()
     publisher = Publisher(message.topic, state.next_publisher_number(), client)
-    client.handles[message.id] = publisher
-    topic.publishers[client.number, message.id] = publisher
+    state.open_handle(client, message.id, publisher)
+    state.note(client, message.id, topic, number=publisher.number)
     granted = protocol.PublisherGranted(id=message.id, topic=topic.info, publisher=publisher.number)
     state.send(client, granted, bells_of=message.topic)
 
@@ -189,9 +231,10 @@ def _settle_waits(state: State, topic: Topic) -> None:
 def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscriber) -> None:
     state.check_handle_quota(client)
     topic = state.topic(client, message.topic, policy.READ)
-    seat = _take_kept_seat(client, message)
+    seat = state.take_kept(topic, client, message.watch) if message.watch else None
     from_start = seat is not None
     if seat is None:
+        state.check_participant_quota()
         seat = topic.seats.take()
         if seat is None:
             raise LimitExceeded(
@@ -200,9 +243,10 @@ def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscri
             )
         # No tether at position 0, where it would hold publishers up until the subscriber has found its start.
         state.grant_slot(topic, seat, tethered=False)
-    subscriber = Subscriber(message.topic, seat, client)
-    client.handles[message.id] = subscriber
-    topic.subscribers[client.number, message.id] = subscriber
+    state.open_handle(client, message.id, Subscriber(message.topic, seat, client))
+    state.note(client, message.id, topic, seat=seat, tethered=message.tethered)
+    if from_start and message.watch:
+        state.effects.append(ForgetParticipant(client.number, message.watch, topic.info.topic_id))
     granted = protocol.SubscriberGranted(
         id=message.id, topic=topic.info, slot=seat.slot, incarnation=seat.incarnation, from_start=from_start
     )
@@ -219,12 +263,6 @@ def _joined(state: State, client: Client, message: protocol.Joined) -> None:
         topic.joined.add((client.number, message.handle))
         _settle_waits(state, topic)
     state.send(client, protocol.Done(id=message.id))
-
-
-def _take_kept_seat(client: Client, message: protocol.OpenSubscriber) -> Seat | None:
-    """The slot that the client's own watch kept since the topic's creation, if there is one."""
-    watch = client.handles.get(message.watch) if message.watch else None
-    return watch.seats.pop(message.topic, None) if isinstance(watch, Watch) else None
 
 
 def _watch(state: State, client: Client, message: protocol.Watch) -> None:
@@ -244,7 +282,25 @@ def _watch(state: State, client: Client, message: protocol.Watch) -> None:
 def _close(state: State, client: Client, message: protocol.Close) -> None:
     if message.handle in client.handles:
         state.close_handle(client, message.handle)
+    else:
+        state.release_kept(client, message.handle)  # a watch of an earlier connection, not made again
     state.send(client, protocol.Done(id=message.id))
+
+
+def _resume(state: State, client: Client, message: protocol.Resume) -> None:
+    match client.handles.get(message.handle):
+        case Publisher(topic=name) | Subscriber(topic=name):
+            state.send(client, protocol.Resumed(id=message.id), bells_of=name)
+        case _:
+            raise NoSuchTopic(f"handle {message.handle} is gone, and its topic perhaps too", "open it anew")
+
+
+def _report_stall(state: State, client: Client, message: protocol.ReportStall) -> None:
+    topic = state.topic(client, message.topic, policy.READ | policy.WRITE)
+    state.send(client, protocol.Done(id=message.id))
+    if any(number == client.number for number, _ in topic.publishers):
+        namespaces = frozenset(publisher.client.pid_namespace for publisher in topic.publishers.values())
+        state.effects.append(LookForStall(message.topic, _slot_holders(topic), namespaces))
 
 
 def _cancel(state: State, client: Client, message: protocol.Cancel) -> None:
@@ -268,4 +324,8 @@ _HANDLERS: Final[dict[type, Callable[[State, Client, Any], None]]] = {
     protocol.RemoveTopic: _remove_topic,
     protocol.WaitSubscribers: _wait_subscribers,
     protocol.Cancel: _cancel,
+    protocol.Resume: _resume,
+    protocol.ReportStall: _report_stall,
+    protocol.Bye: _bye,
+    protocol.Stop: _stop,
 }

@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Final
 from shmd import names, policy, protocol
 from shmd.errors import LimitExceeded, NoSuchTopic, PermissionDenied, TopicRemoved
 from shmd.registry.effects import (
-    AwaitDeath,
+    AwaitIdle,
+    AwaitResume,
     DestroyTopic,
     Effect,
+    ForgetParticipant,
     GrantSlot,
     HangUp,
     IgnoreDeath,
+    NoteParticipant,
+    Participant,
+    Rebind,
     ReleaseSlot,
     RingBells,
     Send,
+    Untether,
 )
-from shmd.registry.entities import PUBLISHER_NUMBER_MAX, Client, Publisher, Subscriber, Watch
+from shmd.registry.entities import PUBLISHER_NUMBER_MAX, Client, Kept, Publisher, Subscriber, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,21 +42,27 @@ class State:
         self.identity = identity
         self.quotas = quotas
         self.clients: dict[int, Client] = {}
-        self.leaseholders: dict[int, Client] = {}
-        """Clients that left, but hold exclusive publishers until their process is proven dead."""
+        """Those that are connected."""
+        self.absent: dict[int, Client] = {}
+        """Those that are not, but hold something until they say bye, or their process is proven dead."""
         self.topics: dict[str, Topic] = {}
         self.creations: dict[str, Creation] = {}
         self.watches: dict[Key, Watch] = {}
         self.effects: list[Effect] = []
+        self.publishers_numbered = 0
+        self._participants = 0
         self._clients_of_uid: dict[int, int] = {}
-        self._publishers_numbered = 0
         self._to_ring: dict[str, None] = {}
+        self._deserted: dict[str, None] = {}
 
     def take_effects(self) -> list[Effect]:
         """What to perform, in order; the next call begins anew."""
+        for name in self._deserted:
+            if (topic := self.topics.get(name)) and topic.idle:
+                self._became_idle(topic)
         # Bells last, and once each: whoever wakes must find the slots as they now are.
         effects = self.effects + [RingBells(name) for name in self._to_ring if name in self.topics]
-        self.effects, self._to_ring = [], {}
+        self.effects, self._to_ring, self._deserted = [], {}, {}
         return effects
 
     # --- effects ---
@@ -62,20 +74,18 @@ class State:
         self.send(client, protocol.refusal(request_id, error))
 
     def hang_up(self, client: Client, reason: str) -> None:
-        self.remove_client(client)
+        self.depart(client)
         self.effects.append(HangUp(client.number, reason))
 
-    def grant_slot(self, topic: Topic, seat: Seat, *, tethered: bool) -> None:
-        """Where the log gives up its oldest records, no tether holds anybody back."""
-        tethered = tethered and topic.info.when_full == "wait"
-        self.effects.append(GrantSlot(topic.info.name, seat.slot, seat.incarnation, tethered))
+    def ring(self, name: str) -> None:
+        self._to_ring[name] = None
 
     # --- clients ---
 
     def add_client(self, number: int, credentials: policy.Credentials) -> None:
-        """``LimitExceeded`` if there are too many."""
+        """``LimitExceeded`` if there are too many. Absent ones count as well: they hold as much as the others."""
         uid, quotas = credentials.uid, self.quotas
-        if len(self.clients) >= quotas.clients:
+        if len(self.clients) + len(self.absent) >= quotas.clients:
             raise LimitExceeded(f"this daemon serves {quotas.clients} clients at most", "close some connections")
         count = self._clients_of_uid.get(uid, 0)
         if count >= quotas.clients_per_uid:
@@ -83,31 +93,71 @@ class State:
         self.clients[number] = Client(number, credentials)
         self._clients_of_uid[uid] = count + 1
 
-    def remove_client(self, client: Client) -> None:
-        """Give back everything it holds, its leases excepted."""
+    def adopt_client(self, client: Client) -> None:
+        """One that an earlier daemon knew."""
+        self.absent[client.number] = client
+        self._clients_of_uid[client.credentials.uid] = self._clients_of_uid.get(client.credentials.uid, 0) + 1
+
+    def find_client(self, number: int) -> Client | None:
+        """Connected or absent."""
+        return self.clients.get(number) or self.absent.get(number)
+
+    def depart(self, client: Client) -> None:
+        """Its connection is lost. What it takes part in with its own hands stays; what the daemon does for it ends."""
         del self.clients[client.number]
-        uid = client.credentials.uid
-        self._clients_of_uid[uid] -= 1
-        if not self._clients_of_uid[uid]:
-            del self._clients_of_uid[uid]
+        client.absences += 1
+        client.peeked.clear()
+        for request_id in list(client.pending):
+            self.drop_pending(client, request_id)
+        for request_id, handle in list(client.handles.items()):
+            if isinstance(handle, Watch):
+                del client.handles[request_id], self.watches[client.number, request_id]
+            elif isinstance(handle, Publisher):
+                self.ring(handle.topic)  # it may have died between its commit and its bell
+        self.absent[client.number] = client
+        if not self.forget_empty(client):
+            self.effects.append(AwaitResume(client.number, client.absences))
+
+    def rejoin(self, client: Client, former: Client) -> bool:
+        """``client``, just connected, is ``former`` and takes its place. False: that held nothing, and is gone."""
+        if former.number in self.clients:
+            self.hang_up(former, "its process resumed on another connection")
+        if self.absent.pop(former.number, None) is None:
+            return False
+        self._uncount(self.clients.pop(client.number))
+        former.credentials = client.credentials
+        self.clients[former.number] = former
+        self.effects.append(Rebind(client.number, former.number))
+        return True
+
+    def release(self, client: Client) -> None:
+        """It said bye, or is dead: everything it holds can move on."""
         for request_id in list(client.pending):
             self.drop_pending(client, request_id)
         for request_id, handle in list(client.handles.items()):
             if isinstance(handle, Publisher):
-                self._to_ring[handle.topic] = None  # it may have died between its commit and its bell
-                if self.topics[handle.topic].info.exclusive:
-                    self.leaseholders[client.number] = client
-                    continue
+                self.ring(handle.topic)
             self.close_handle(client, request_id)
-        if client.number in self.leaseholders:
-            self.effects.append(AwaitDeath(client.number))
+        for watch in list(client.kept):
+            self.release_kept(client, watch)
+        self.clients.pop(client.number, None)
+        self.absent[client.number] = client
+        self.forget_empty(client)
 
-    def end_leases(self, client: Client) -> None:
-        """Its process is dead: what it left behind can move on."""
-        for request_id, handle in list(client.handles.items()):
-            self.close_handle(client, request_id)
-            if isinstance(handle, Publisher):
-                self._to_ring[handle.topic] = None
+    def forget_empty(self, client: Client) -> bool:
+        """Forget an absent client that holds nothing (any more). Whether it did."""
+        if client.handles or client.kept or client.number not in self.absent:
+            return False
+        del self.absent[client.number]
+        self._uncount(client)
+        self.effects.append(IgnoreDeath(client.number))
+        return True
+
+    def _uncount(self, client: Client) -> None:
+        uid = client.credentials.uid
+        self._clients_of_uid[uid] -= 1
+        if not self._clients_of_uid[uid]:
+            del self._clients_of_uid[uid]
 
     # --- requests that wait ---
 
@@ -129,30 +179,125 @@ class State:
         if len(client.handles) >= self.quotas.handles_per_client:
             raise LimitExceeded(f"one client may hold {self.quotas.handles_per_client} handles", "close some")
 
+    def check_participant_quota(self) -> None:
+        if self._participants >= self.quotas.participants:
+            raise LimitExceeded(
+                f"this daemon keeps account of {self.quotas.participants} publishers and subscribers", "close some"
+            )
+
     def next_publisher_number(self) -> int:
-        if self._publishers_numbered >= PUBLISHER_NUMBER_MAX:
-            raise LimitExceeded("this daemon has numbered all publishers it can", "restart it")
-        self._publishers_numbered += 1
-        return self._publishers_numbered
+        if self.publishers_numbered >= PUBLISHER_NUMBER_MAX:
+            raise LimitExceeded("this instance has numbered all publishers it can", "start another --instance")
+        self.publishers_numbered += 1
+        return self.publishers_numbered
+
+    def open_handle(self, client: Client, request_id: int, handle: Publisher | Subscriber) -> None:
+        """``client`` takes part in the topic from now on."""
+        topic, key = self.topics[handle.topic], (client.number, request_id)
+        client.handles[request_id] = handle
+        if isinstance(handle, Publisher):
+            topic.publishers[key] = handle
+        else:
+            topic.subscribers[key] = handle
+        self._participants += 1
+
+    def note(
+        self,
+        client: Client,
+        request_id: int,
+        topic: Topic,
+        *,
+        number: int = 0,
+        seat: Seat | None = None,
+        kept: bool = False,
+        tethered: bool = False,
+    ) -> None:
+        """Let it be written down who takes part, before anybody is told."""
+        participant = Participant(
+            topic_id=topic.info.topic_id,
+            kind="kept" if kept else "subscriber" if seat else "publisher",
+            client=client.number,
+            handle=request_id,
+            credentials=client.credentials,
+            name=client.name,
+            pid_namespace=client.pid_namespace,
+            number=number,
+            seat=seat,
+            tethered=tethered,
+        )
+        self.effects.append(NoteParticipant(participant))
 
     def close_handle(self, client: Client, request_id: int) -> None:
         handle, key = client.handles.pop(request_id), (client.number, request_id)
         match handle:
             case Publisher():
-                del self.topics[handle.topic].publishers[key]
+                topic = self.topics[handle.topic]
+                del topic.publishers[key]
+                self._parted(topic, key)
             case Subscriber():
-                del self.topics[handle.topic].subscribers[key]
-                self.topics[handle.topic].joined.discard(key)
-                self._release(handle.topic, handle.seat)
+                topic = self.topics[handle.topic]
+                del topic.subscribers[key]
+                topic.joined.discard(key)
+                self._release(topic, handle.seat)
+                self._parted(topic, key)
             case Watch():
                 del self.watches[key]
-                for name, seat in handle.seats.items():
-                    self._release(name, seat)
+                self.release_kept(client, request_id)
 
-    def _release(self, name: str, seat: Seat) -> None:
-        self.topics[name].seats.give_back(seat)
-        self.effects.append(ReleaseSlot(name, seat.slot, seat.incarnation))
-        self._to_ring[name] = None  # publishers may have waited for this one
+    def _release(self, topic: Topic, seat: Seat) -> None:
+        topic.seats.give_back(seat)
+        self.effects.append(ReleaseSlot(topic.info.name, seat.slot, seat.incarnation))
+        self.ring(topic.info.name)  # publishers may have waited for this one
+
+    def _parted(self, topic: Topic, key: Key) -> None:
+        self._participants -= 1
+        self.effects.append(ForgetParticipant(*key, topic.info.topic_id))
+        self._deserted[topic.info.name] = None
+
+    # --- slots ---
+
+    def grant_slot(self, topic: Topic, seat: Seat, *, tethered: bool) -> None:
+        """Where the log gives up its oldest records, no tether holds anybody back."""
+        tethered = tethered and topic.info.when_full == "wait"
+        self.effects.append(GrantSlot(topic.info.name, seat.slot, seat.incarnation, tethered))
+
+    def keep_seat(self, topic: Topic, watch: Watch, request_id: int) -> None:
+        """Keep a seat for the watch, if there is one left, with a cursor that waits for the very first record."""
+        if self._participants >= self.quotas.participants or not (seat := topic.seats.take()):
+            return
+        self.add_kept(topic, watch.client, request_id, seat)
+        self.grant_slot(topic, seat, tethered=watch.tethered)
+        self.note(watch.client, request_id, topic, seat=seat, kept=True, tethered=watch.tethered)
+
+    def add_kept(self, topic: Topic, client: Client, watch: int, seat: Seat) -> None:
+        topic.kept[client.number, watch] = Kept(seat, client)
+        client.kept.setdefault(watch, set()).add(topic.info.name)
+        self._participants += 1
+
+    def take_kept(self, topic: Topic, client: Client, watch: int) -> Seat | None:
+        """The seat kept for the watch; the caller makes a subscriber of it, and nobody else's row is noted any more."""
+        key = (client.number, watch)
+        if (kept := topic.kept.pop(key, None)) is None:
+            return None
+        self._unlink_kept(topic.info.name, client, watch)
+        self._participants -= 1
+        return kept.seat
+
+    def release_kept(self, client: Client, watch: int) -> None:
+        """Give back all seats kept for the watch."""
+        for name in client.kept.pop(watch, ()):
+            topic = self.topics[name]
+            self._release(topic, topic.kept.pop((client.number, watch)).seat)
+            self._parted(topic, (client.number, watch))
+
+    def _unlink_kept(self, name: str, client: Client, watch: int) -> None:
+        client.kept[watch].discard(name)
+        if not client.kept[watch]:
+            del client.kept[watch]
+
+    def untether(self, topic: Topic, seat: Seat) -> None:
+        self.effects.append(Untether(topic.info.name, seat.slot, seat.incarnation))
+        self.ring(topic.info.name)
 
     # --- topics ---
 
@@ -188,31 +333,48 @@ class State:
             )
         return topic
 
+    def desert(self, topic: Topic) -> None:
+        """It may have no participant: see to it when the event is dealt with."""
+        self._deserted[topic.info.name] = None
+
+    def _became_idle(self, topic: Topic) -> None:
+        topic.idleness += 1
+        if topic.info.lifetime == "attached":
+            self.remove_topic(topic)
+        elif topic.info.idle_ttl_s is not None:
+            self.effects.append(AwaitIdle(topic.info.name, topic.idleness, topic.info.idle_ttl_s))
+
     def remove_topic(self, topic: Topic) -> None:
         """Forget it and everybody's part in it, and tell all whom it concerns."""
         name = topic.info.name
-        participants: dict[Key, Publisher | Subscriber] = {**topic.publishers, **topic.subscribers}
         audience = {watch.client.number for _, watch in self.watches_of(topic)}
         audience |= {client.number for client in self.clients.values() if name in client.peeked}
-        audience |= {number for number, _ in participants}
-        for (_, request_id), participant in participants.items():
-            del participant.client.handles[request_id]
-        for watch in self.watches.values():
-            watch.seats.pop(name, None)
+        audience |= {number for number, _ in [*topic.publishers, *topic.subscribers]}
         for number, request_id in topic.waits:
-            del self.clients[number].pending[request_id]
-            self.refuse(self.clients[number], request_id, TopicRemoved(f"topic {name!r} was removed"))
+            client = self.clients[number]
+            del client.pending[request_id]
+            self.refuse(client, request_id, TopicRemoved(f"topic {name!r} was removed"))
         del self.topics[name]
         self.effects.append(DestroyTopic(name))
-        self._forget_ended_leases()
+        self._dissolve(topic)
         for number in sorted(audience & self.clients.keys()):
             self.clients[number].peeked.discard(name)
             self.send(self.clients[number], protocol.TopicGone(topic=name, topic_id=topic.info.topic_id))
 
-    def _forget_ended_leases(self) -> None:
-        for number in [number for number, client in self.leaseholders.items() if not client.handles]:
-            del self.leaseholders[number]
-            self.effects.append(IgnoreDeath(number))
+    def _dissolve(self, topic: Topic) -> None:
+        """End everybody's part in a topic that is gone."""
+        clients = [kept.client for kept in topic.kept.values()]
+        for (_, watch), kept in topic.kept.items():
+            self._unlink_kept(topic.info.name, kept.client, watch)
+        participants: dict[Key, Publisher | Subscriber] = {**topic.publishers, **topic.subscribers}
+        for (_, request_id), participant in participants.items():
+            del participant.client.handles[request_id]
+            clients.append(participant.client)
+        for key in [*participants, *topic.kept]:
+            self._participants -= 1
+            self.effects.append(ForgetParticipant(*key, topic.info.topic_id))
+        for client in clients:
+            self.forget_empty(client)
 
     def topics_readable_by(self, client: Client, pattern: str) -> list[Topic]:
         """In order of name."""

@@ -1,0 +1,254 @@
+"""What a starting daemon makes of what the one before it left.
+
+    roster ─▶ topics being removed: finish ─▶ topics: verify, attach ─▶ slots that nobody has: release
+           ─▶ participants of topics that are there ─▶ intents: remove half-made segments
+
+Any step may be cut short by a kill, and is then done again by the next daemon: none of them depends on having been
+done once only. Nothing is removed that the roster does not name and the kernel does not confirm as ours (``cuid``).
+What does not match is reported and left as it is, quarantined, with its row.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shmd import failpoint, policy, segment, sysv, topic_store
+from shmd.errors import CorruptTopic, SegmentAccessDenied, SegmentInvalid, SegmentNotFound, SegmentRemoved, ShmdError
+from shmd.policy import Credentials
+from shmd.protocol import TopicInfo
+from shmd.registry import AdoptedTopic, Participant, Seat
+from shmd.roster_layout import QUARANTINED, REMOVING, ParticipantRow, TopicRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shmd.roster import Roster
+    from shmd.topic_store import StoredTopic
+
+logger = logging.getLogger(__name__)
+
+_GONE = (SegmentInvalid, SegmentNotFound, SegmentRemoved)
+
+
+@dataclass(slots=True)
+class Estate:
+    """What was there to adopt. ``stored`` are attached: whoever takes the estate closes them."""
+
+    stored: dict[str, StoredTopic] = field(default_factory=dict)
+    topics: list[AdoptedTopic] = field(default_factory=list)
+    participants: list[Participant] = field(default_factory=list)
+
+
+def topic_row(info: TopicInfo, declared_by: int) -> TopicRow:
+    """How the roster notes a topic."""
+    return TopicRow(
+        log_id=info.log_id,
+        log_key=info.log_key,
+        ctl_id=info.ctl_id,
+        ctl_key=info.ctl_key,
+        size_bytes=info.size_bytes,
+        wait=info.when_full == "wait",
+        exclusive=info.exclusive,
+        attached=info.lifetime == "attached",
+        mode=info.mode,
+        uid=info.uid,
+        gid=info.gid,
+        declared_by=declared_by,
+        created_ns=info.created_ns,
+        idle_ttl_s=info.idle_ttl_s,
+        stall_timeout_s=info.stall_timeout_s,
+        topic_id=info.topic_id,
+        name=info.name,
+    )
+
+
+def topic_info(row: TopicRow) -> TopicInfo:
+    """The topic that a row notes."""
+    return TopicInfo(
+        name=row.name,
+        topic_id=row.topic_id,
+        log_id=row.log_id,
+        log_key=row.log_key,
+        ctl_id=row.ctl_id,
+        ctl_key=row.ctl_key,
+        size_bytes=row.size_bytes,
+        when_full="wait" if row.wait else "discard-old",
+        exclusive=row.exclusive,
+        mode=row.mode,
+        uid=row.uid,
+        gid=row.gid,
+        created_ns=row.created_ns,
+        hostile=policy.is_hostile(row.uid, row.mode, os.geteuid()),
+        lifetime="attached" if row.attached else "os",
+        idle_ttl_s=row.idle_ttl_s,
+        stall_timeout_s=row.stall_timeout_s,
+    )
+
+
+def participant_row(participant: Participant) -> ParticipantRow:
+    """How the roster notes a participant."""
+    who, seat = participant.credentials, participant.seat
+    return ParticipantRow(
+        client=participant.client,
+        handle=participant.handle,
+        topic_id=participant.topic_id,
+        kind=participant.kind,
+        slot=seat.slot if seat else 0,
+        incarnation=seat.incarnation if seat else 0,
+        publisher=participant.number,
+        tethered=participant.tethered,
+        uid=who.uid,
+        gid=who.gid,
+        pid=who.pid,
+        start_time=who.start_time,
+        pid_namespace=participant.pid_namespace,
+        name=participant.name,
+    )
+
+
+def _participant(row: ParticipantRow) -> Participant:
+    return Participant(
+        topic_id=row.topic_id,
+        kind=row.kind,
+        client=row.client,
+        handle=row.handle,
+        credentials=Credentials(row.uid, row.gid, row.pid, start_time=row.start_time),
+        name=row.name,
+        pid_namespace=row.pid_namespace,
+        number=row.publisher,
+        seat=None if row.kind == "publisher" else Seat(row.slot, row.incarnation),
+        tethered=row.tethered,
+    )
+
+
+def adopt(roster: Roster) -> Estate:
+    """Take back all that is still what the roster says, and clean up after the daemon that wrote it."""
+    estate = Estate()
+    try:
+        for row in sorted(roster.topics(), key=lambda row: row.name):
+            _adopt_topic(roster, row, estate)
+            failpoint.reach("topic-adopted")
+        _adopt_participants(roster, estate)
+        _resolve_intents(roster)
+        failpoint.reach("adopted")
+    except BaseException:
+        for stored in estate.stored.values():
+            stored.close(remove=False)
+        raise
+    return estate
+
+
+# --- topics -----------------------------------------------------------------------------------------------------------
+
+
+def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate) -> None:
+    if row.state == REMOVING:
+        _finish_removal(roster, row)
+        return
+    if row.state == QUARANTINED or row.name in estate.stored:
+        logger.error("topic %s is left alone, as before: its segments %d and %d are damaged", *_named(row))
+        return
+    try:
+        stored = topic_store.adopt(topic_info(row))
+    except _GONE:
+        _settle_missing(roster, row)
+    except (CorruptTopic, SegmentAccessDenied) as error:
+        if not row.attached and _is_marked_removed(row):
+            _settle_missing(roster, row)
+            return
+        logger.error("topic %s is not adopted, and its segments %d and %d are left alone: %s", *_named(row), error)
+        roster.quarantine(row.topic_id)
+    else:
+        estate.stored[row.name] = stored
+        estate.topics.append(AdoptedTopic(stored.info, row.declared_by, row.incarnation_max))
+
+
+def _named(row: TopicRow) -> tuple[str, int, int]:
+    return row.name, row.log_id, row.ctl_id
+
+
+def _settle_missing(roster: Roster, row: TopicRow) -> None:
+    """One of its segments is gone: without it nobody can use the other, and what is left of it goes, too."""
+    if not row.attached:
+        logger.warning("topic %s is gone: somebody removed one of its segments %d and %d", *_named(row))
+    _finish_removal(roster, row)
+
+
+def _finish_removal(roster: Roster, row: TopicRow) -> None:
+    for shmid, size_bytes in _segments(row):
+        if _is_ours(shmid, size_bytes, row):
+            _remove(shmid)
+    roster.forget_topic(row.topic_id)
+    failpoint.reach("removal-finished")
+
+
+def _segments(row: TopicRow) -> Iterable[tuple[int, int]]:
+    log_bytes = topic_store.log_bytes(row.size_bytes)
+    return (row.log_id, log_bytes), (row.ctl_id, topic_store.CTL_BYTES)
+
+
+def _is_ours(shmid: int, size_bytes: int, row: TopicRow) -> bool:
+    try:
+        found = sysv.stat(shmid)
+    except ShmdError:
+        return False
+    keys = {row.log_id: row.log_key, row.ctl_id: row.ctl_key}
+    return (found.cuid, found.size_bytes, found.key) in {(os.geteuid(), size_bytes, key) for key in (0, keys[shmid])}
+
+
+def _is_marked_removed(row: TopicRow) -> bool:
+    try:
+        return any(sysv.stat(shmid).removed for shmid, size in _segments(row) if _is_ours(shmid, size, row))
+    except ShmdError:
+        return False
+
+
+def _remove(shmid: int) -> None:
+    try:
+        segment.remove(shmid)
+    except ShmdError as error:
+        logger.warning("%s", error)
+
+
+# --- participants -----------------------------------------------------------------------------------------------------
+
+
+def _adopt_participants(roster: Roster, estate: Estate) -> None:
+    stored = {topic.info.topic_id: topic for topic in estate.stored.values()}
+    held = {topic_id: set(topic.held_slots()) for topic_id, topic in stored.items()}
+    # A seat that passes from a watch to a subscriber is noted twice for a moment; then the subscriber has it.
+    for row in sorted(roster.participants(), key=lambda row: row.kind == "kept"):
+        seat = (row.slot, row.incarnation)
+        if row.topic_id in held and (row.kind == "publisher" or seat in held[row.topic_id]):
+            if row.kind != "publisher":
+                held[row.topic_id].discard(seat)
+            estate.participants.append(_participant(row))
+        else:
+            roster.forget_participant(*row.key)
+    for topic_id, slots in held.items():
+        for slot, incarnation in slots:  # granted to nobody who was told, or taken back and not yet forgotten
+            stored[topic_id].log.slot_release(slot, incarnation)
+    failpoint.reach("slots-reconciled")
+
+
+# --- intents ----------------------------------------------------------------------------------------------------------
+
+
+def _resolve_intents(roster: Roster) -> None:
+    """Remove segments that were made for a topic that never came to be noted."""
+    noted = {shmid for row in roster.topics() for shmid in (row.log_id, row.ctl_id)}
+    made_by = {key: intent.pid for intent in roster.intents() for key in (intent.log_key, intent.ctl_key)}
+    for found in sysv.list_segments() if made_by else ():
+        if (
+            found.key != 0
+            and made_by.get(found.key) == found.creator_pid
+            and found.cuid == os.geteuid()
+            and found.id not in noted
+        ):
+            logger.info("segment %d was half made when the last daemon ended, and is removed", found.id)
+            _remove(found.id)
+    failpoint.reach("intent-resolved")
+    roster.clear_intents()

@@ -1,0 +1,56 @@
+"""How a registry begins that has a past: with the topics and participants that an earlier daemon noted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmd.registry.effects import AwaitResume
+from shmd.registry.entities import Client, Publisher, Seats, Subscriber, Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shmd.registry.effects import AdoptedTopic, Participant
+    from shmd.registry.state import State
+
+
+def adopt(
+    state: State, topics: Iterable[AdoptedTopic], participants: Iterable[Participant], publishers_numbered: int
+) -> None:
+    """Take over what was, every client absent. Each participant's topic is one of ``topics``, each seat its own."""
+    state.publishers_numbered = publishers_numbered
+    participants = list(participants)
+    by_id = {}
+    for adopted in topics:
+        info = adopted.info
+        taken = frozenset(
+            participant.seat.slot
+            for participant in participants
+            if participant.seat is not None and participant.topic_id == info.topic_id
+        )
+        seats = Seats(state.quotas.subscribers_per_topic, adopted.incarnation_max, taken)
+        topic = Topic(info, state.ownership(info), adopted.declared_by, seats)
+        state.topics[info.name] = by_id[info.topic_id] = topic
+    for participant in participants:
+        _seat(state, by_id[participant.topic_id], participant)
+    for client in state.absent.values():
+        client.absences = 1
+        state.effects.append(AwaitResume(client.number, client.absences))
+    for topic in by_id.values():
+        state.ring(topic.info.name)
+        state.desert(topic)
+
+
+def _seat(state: State, topic: Topic, participant: Participant) -> None:
+    client = state.absent.get(participant.client)
+    if client is None:
+        client = Client(participant.client, participant.credentials, True, participant.name, participant.pid_namespace)
+        state.adopt_client(client)
+    name, seat = topic.info.name, participant.seat
+    if seat is None:
+        state.open_handle(client, participant.handle, Publisher(name, participant.number, client))
+    elif participant.kind == "kept":
+        state.add_kept(topic, client, participant.handle, seat)
+    else:
+        state.open_handle(client, participant.handle, Subscriber(name, seat, client))
+        topic.joined.add((client.number, participant.handle))
