@@ -28,6 +28,7 @@ from shmd.errors import (
     DecodeError,
     Disconnected,
     EncodeError,
+    ForkedError,
     InvalidName,
     InvalidOption,
     LimitExceeded,
@@ -53,12 +54,14 @@ from shmd.errors import (
 if TYPE_CHECKING:
     from shmd._core import Record
     from shmd.client import Client, connect
+    from shmd.client_events import ClientEvent
     from shmd.protocol import PublisherStat, SubscriberStat, TopicInfo, TopicStat
     from shmd.publisher import Publisher
     from shmd.subscription import Subscription
 
 __all__ = [
     "Client",
+    "ClientEvent",
     "ClosedError",
     "ConcurrentUse",
     "ConfigError",
@@ -67,6 +70,7 @@ __all__ = [
     "DecodeError",
     "Disconnected",
     "EncodeError",
+    "ForkedError",
     "InvalidName",
     "InvalidOption",
     "LimitExceeded",
@@ -101,6 +105,7 @@ __all__ = [
 # Imported when first asked for: the daemon imports this package too, and must not come to depend on the client.
 _HOMES: Final = {
     "Client": "shmd.client",
+    "ClientEvent": "shmd.client_events",
     "connect": "shmd.client",
     "Publisher": "shmd.publisher",
     "PublisherStat": "shmd.protocol",

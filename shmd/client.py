@@ -11,28 +11,29 @@ Cancelling one gives back whatever it had opened by then.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from shmd import config, limits, names, protocol, transport, units
+from shmd import config, limits, names, protocol
+from shmd.client_events import EventStream
 from shmd.codec import make_codec
-from shmd.errors import InvalidOption, NoSuchTopic, SegmentInvalid, SegmentNotFound, SegmentRemoved, VersionMismatch
+from shmd.errors import InvalidOption, NoSuchTopic, SegmentInvalid, SegmentNotFound, SegmentRemoved
 from shmd.hub import Hub, give_back_dropped
 from shmd.opener import Opener
-from shmd.protocol import WhenFull
 from shmd.publisher import Publisher, PublisherSeat
 from shmd.start import parse_start
 from shmd.subscription import Subscription
+from shmd.topic_options import make_options
 
 if TYPE_CHECKING:
+    import os
     from types import TracebackType
     from typing import Self
 
     from shmd import _core
     from shmd.codec import Codec, CodecName
-    from shmd.protocol import TopicInfo, TopicStat
+    from shmd.protocol import Lifetime, TopicInfo, TopicStat, WhenFull
     from shmd.start import Seek, Start
 
 T = TypeVar("T")
@@ -44,66 +45,64 @@ def connect(
     name: str | None = None,
     instance: str | None = None,
     timeout_s: float = limits.CONNECT_TIMEOUT_S,
+    request_timeout_s: float = limits.REQUEST_TIMEOUT_S,
 ) -> Opener[Client]:
     """Connect to the daemon at the socket ``path``, or of ``instance``, or the first that there is.
 
     Without ``path``: ``$SHMD_SOCKET``, else the first that exists of ``$XDG_RUNTIME_DIR/shmd/control.sock`` and
-    ``/run/shmd/control.sock``. ``name`` is what ``stat`` shows (by default the program's). Raises
-    ``DaemonUnavailable``, which says where it looked, ``VersionMismatch``, ``NamespaceMismatch``, ``LimitExceeded``.
+    ``/run/shmd/control.sock``. ``name`` is what ``stat`` shows (by default the program's). ``request_timeout_s`` is how
+    long a request waits for its answer, and for the daemon if that is away. Raises ``DaemonUnavailable``, which says
+    where it looked, ``VersionMismatch``, ``NamespaceMismatch``, ``LimitExceeded``.
     """
-    return Opener(_connect(path, name, instance, timeout_s))
+    return Opener(_connect(path, name, instance, timeout_s, request_timeout_s))
 
 
 async def _connect(
-    path: str | os.PathLike[str] | None, name: str | None, instance: str | None, timeout_s: float
-) -> Client:
+    path: str | os.PathLike[str] | None, name: str | None, instance: str | None, timeout_s: float,
+    request_timeout_s: float,
+) -> Client:  # fmt: skip
     hello_name = Path(sys.argv[0]).name[: limits.CLIENT_NAME_BYTES_MAX] if name is None else name
     if len(hello_name) > limits.CLIENT_NAME_BYTES_MAX:
         raise InvalidOption(f"{name!r} is too long for a client's name", f"{limits.CLIENT_NAME_BYTES_MAX} characters")
-    hub = Hub(await transport.connect(config.find_socket(path, instance), timeout_s))
-    try:
-        hello = protocol.Hello(
-            id=hub.session.next_id(),
-            major=protocol.VERSION_MAJOR,
-            minor=protocol.VERSION_MINOR,
-            name=hello_name,
-            ipc_namespace=_namespace("ipc"),
-            pid_namespace=_namespace("pid"),
-        )
-        welcome = await hub.session.request(hello, protocol.Welcome, timeout_s=timeout_s)
-        if welcome.major != protocol.VERSION_MAJOR:
-            raise VersionMismatch(f"the daemon speaks version {welcome.major}, we speak {protocol.VERSION_MAJOR}")
-    except BaseException:
-        await hub.close()
-        raise
-    return Client(hub, welcome)
+    hub = Hub(config.find_socket(path, instance), hello_name, request_timeout_s)
+    await hub.connect(timeout_s)
+    return Client(hub)
 
 
 class Client:
     """One connection to a daemon, and all that was opened through it. Made by ``connect``."""
 
-    def __init__(self, hub: Hub, welcome: protocol.Welcome) -> None:
+    def __init__(self, hub: Hub) -> None:
         """Not for callers: see ``connect``."""
         self._hub = hub
-        self._welcome = welcome
         self._codec: Codec = make_codec()
 
     @property
     def state(self) -> Literal["connected", "disconnected", "closed"]:
-        """``"disconnected"``: the daemon went away; publishers and subscriptions go on, requests do not."""
+        """``"disconnected"``: the daemon went away; publishers and subscriptions go on, requests wait for it."""
         if self._hub.closed:
             return "closed"
-        return "connected" if self._hub.session.connected else "disconnected"
+        return "connected" if self._hub.link.connected else "disconnected"
+
+    def events(self) -> EventStream:
+        """The events of this connection from now on, as an asynchronous iterator that ends with ``closed``.
+
+        Nobody needs it: publishers and subscriptions outlive the daemon without help. For any number of readers.
+        """
+        self._hub.check_process()
+        stream = EventStream(ended=self._hub.closed)
+        self._hub.streams.add(stream)
+        return stream
 
     @property
     def instance(self) -> str:
         """The daemon's instance."""
-        return self._welcome.instance
+        return self._hub.link.welcome.instance
 
     @property
     def daemon_pid(self) -> int:
-        """The daemon's process, as it was at ``connect``."""
-        return self._welcome.pid
+        """The daemon's process, as it was when we heard of it last."""
+        return self._hub.link.welcome.pid
 
     async def topic(
         self,
@@ -113,28 +112,38 @@ class Client:
         when_full: WhenFull | None = None,
         exclusive: bool | None = None,
         mode: int | None = None,
+        lifetime: Lifetime | None = None,
+        idle_ttl: float | str | None = None,
+        stall_timeout: float | str | None = None,
     ) -> TopicInfo:
         """Declare a topic: create it if there is none of this name.
 
         ``size`` is its ring, in bytes or like ``"16MiB"``, rounded up to a power of two (1 MiB); ``when_full`` is
         ``"discard-old"`` (the default) or ``"wait"``; ``exclusive`` allows one publisher only (False); ``mode`` are its
-        permission bits. None means: as it is, or the default. ``TopicMismatch`` names both values where it exists with
-        others; ``InvalidName``, ``InvalidOption``, ``PermissionDenied``, ``LimitExceeded``, ``Disconnected``.
+        permission bits. ``lifetime`` is ``"os"`` (the default: until it is removed) or ``"attached"`` (until its last
+        participant is gone). Times are in seconds or like ``"10s"``: after ``idle_ttl`` without any participant it is
+        removed, and a subscriber that holds publishers back for ``stall_timeout`` without reading on no longer does
+        (by default neither ever happens). None means: as it is, or the default. ``TopicMismatch`` names both values
+        where it exists with others; ``InvalidName``, ``InvalidOption``, ``PermissionDenied``, ``LimitExceeded``, ``Disconnected``.
         """
-        options = _topic_options(size, when_full, exclusive, mode)
+        options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout)
         message = protocol.Declare(id=self._next_id(), topic=names.check_topic(name), options=options)
-        return (await self._hub.session.request(message, protocol.TopicReply)).topic
+        return (await self._hub.link.request(message, protocol.TopicReply)).topic
 
     @overload
     def publisher(
         self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
-        exclusive: bool | None = ..., mode: int | None = ..., type: type[T], codec: CodecName = ...,
+        exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
+        idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ...,
+        type: type[T], codec: CodecName = ...,
     ) -> Opener[Publisher[T]]: ...  # fmt: skip
 
     @overload
     def publisher(
         self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
-        exclusive: bool | None = ..., mode: int | None = ..., type: None = ..., codec: CodecName = ...,
+        exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
+        idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ...,
+        type: None = ..., codec: CodecName = ...,
     ) -> Opener[Publisher[Any]]: ...  # fmt: skip
 
     def publisher(
@@ -145,6 +154,9 @@ class Client:
         when_full: WhenFull | None = None,
         exclusive: bool | None = None,
         mode: int | None = None,
+        lifetime: Lifetime | None = None,
+        idle_ttl: float | str | None = None,
+        stall_timeout: float | str | None = None,
         type: Any = None,
         codec: CodecName = "msgpack",
     ) -> Opener[Publisher[Any]]:
@@ -153,9 +165,8 @@ class Client:
         ``codec`` is ``"msgpack"`` or ``"raw"`` (bytes); ``type`` a ``msgspec.Struct`` class whose instances are
         published. Raises as ``topic`` does, and ``TopicBusy`` where an exclusive topic has a publisher.
         """
-        return Opener(
-            self._open_publisher(topic, make_codec(codec, type), _topic_options(size, when_full, exclusive, mode))
-        )
+        options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout)
+        return Opener(self._open_publisher(topic, make_codec(codec, type), options))
 
     @overload
     def subscribe(
@@ -234,7 +245,7 @@ class Client:
         after: str | None = ""
         while after is not None:
             message = protocol.ListTopics(id=self._next_id(), pattern=pattern, after=after)
-            page = await self._hub.session.request(message, protocol.TopicList)
+            page = await self._hub.link.request(message, protocol.TopicList)
             found.extend(page.topics)
             after = page.next
         return found
@@ -245,7 +256,7 @@ class Client:
         """
         message = protocol.StatTopic(id=self._next_id(), topic=names.check_topic(topic))
         try:
-            return (await self._hub.session.request(message, protocol.StatReply)).stat
+            return (await self._hub.link.request(message, protocol.StatReply)).stat
         except NoSuchTopic:
             return None
 
@@ -255,7 +266,7 @@ class Client:
         Raises ``NoSuchTopic``, ``PermissionDenied``, ``Disconnected``.
         """
         message = protocol.RemoveTopic(id=self._next_id(), topic=names.check_topic(topic))
-        await self._hub.session.request(message, protocol.Done)
+        await self._hub.link.request(message, protocol.Done)
 
     async def close(self) -> None:
         """Close everything that was opened through this client, and hang up. Twice is fine.
@@ -267,12 +278,12 @@ class Client:
 
     def _next_id(self) -> int:
         self._hub.check_open()
-        return self._hub.session.next_id()
+        return self._hub.link.next_id()
 
     async def _open_publisher(self, topic: str, codec: Codec, options: protocol.TopicOptions) -> Publisher[Any]:
         hub = self._hub
         message = protocol.OpenPublisher(id=self._next_id(), topic=names.check_topic(topic), options=options)
-        granted, bells = await hub.session.open(message, protocol.PublisherGranted)
+        granted, bells = await hub.link.open(message, protocol.PublisherGranted)
         with hub.taking(granted, bells):
             seat = PublisherSeat(hub, granted, bells)
         return Publisher(hub, seat, codec)
@@ -294,7 +305,7 @@ class Client:
     async def _look(self, topic: str) -> _core.Log | None:
         message = protocol.Peek(id=self._next_id(), topic=topic)
         try:
-            info = (await self._hub.session.request(message, protocol.TopicReply)).topic
+            info = (await self._hub.link.request(message, protocol.TopicReply)).topic
             self._hub.check_open()
             return self._hub.looks.keep(info)
         except (NoSuchTopic, SegmentInvalid, SegmentNotFound, SegmentRemoved):
@@ -310,27 +321,8 @@ class Client:
 
     def __del__(self) -> None:
         hub: Hub | None = getattr(self, "_hub", None)
-        if hub is not None and not hub.closed:
+        if hub is not None and not (hub.closed or hub.forked):
             give_back_dropped(self, hub.loop, hub.drop)
 
     def __repr__(self) -> str:
         return f"<Client of instance {self.instance!r}, {self.state}>"
-
-
-def _topic_options(
-    size: int | str | None, when_full: WhenFull | None, exclusive: bool | None, mode: int | None
-) -> protocol.TopicOptions:
-    if when_full is not None and when_full not in get_args(WhenFull):
-        raise InvalidOption(f"when_full cannot be {when_full!r}", 'use "discard-old" or "wait"')
-    if mode is not None and not (type(mode) is int and 0 <= mode <= 0o777):
-        raise InvalidOption(f"mode cannot be {mode!r}", "give permission bits like 0o640")
-    size_bytes = None if size is None else units.parse_size(size)
-    return protocol.TopicOptions(size_bytes=size_bytes, when_full=when_full, exclusive=exclusive, mode=mode)
-
-
-def _namespace(kind: str) -> int:
-    """This process's namespace as a number; 0 where it cannot be told."""
-    try:
-        return os.stat(f"/proc/self/ns/{kind}").st_ino
-    except OSError:
-        return 0

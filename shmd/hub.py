@@ -1,6 +1,6 @@
-"""What all publishers and subscriptions of one client share: the session, the bells, and who takes part in what.
+"""What all publishers and subscriptions of one client share: the link, the bells, and who takes part in what.
 
-    Client ──▶ Hub ──▶ Session (control)          Publisher ────▶ PublisherSeat ─┐
+    Client ──▶ Hub ──▶ Link (control)             Publisher ────▶ PublisherSeat ─┐
                 │ └──▶ BellSet ◀── loop           Subscription ─▶ JoinedTopic ───┴─▶ Seat: attachment, bells, handle
                 └─────▶ seats by topic
 
@@ -17,25 +17,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shmd import limits
-from shmd.attachment import Attachment
-from shmd.errors import ClosedError, SegmentInvalid, SegmentNotFound, SegmentRemoved, TopicRemoved
+from shmd.bystander import Bystander
+from shmd.client_events import ClientEvent, EventStream
+from shmd.errors import (
+    ClosedError,
+    DaemonUnavailable,
+    Disconnected,
+    ForkedError,
+    SegmentInvalid,
+    SegmentNotFound,
+    SegmentRemoved,
+    TopicRemoved,
+)
+from shmd.link import Link
 from shmd.looks import Looks
 from shmd.notifier import BellSet
-from shmd.session import Session
+from shmd.retake import retake
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
+    from pathlib import Path
 
     from shmd import _core, protocol
-    from shmd.attachment import Role
-    from shmd.session import Bells
+    from shmd.seat import Doze, Granted, Seat
+    from shmd.session import Bells, Session
 
 logger = logging.getLogger("shmd.client")
 
@@ -46,95 +58,16 @@ class Member(Protocol):
     def release(self) -> asyncio.Future[Any] | None:
         """Give everything back; the future tells when the daemon knows. None if that was done before."""
 
+    def forked(self) -> None:
+        """This is a forked child's copy: refuse everything from now on."""
+
 
 class Watcher(Protocol):
     """A subscription, as the daemon's announcements find it."""
 
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
-
-
-class Sleeper:
-    """One task that waits, and what wakes it."""
-
-    __slots__ = ("_woken",)
-
-    def __init__(self) -> None:
-        self._woken: asyncio.Future[None] | None = None
-
-    def wake(self) -> None:
-        """Wake the task, if one sleeps."""
-        woken = self._woken
-        if woken is not None and not woken.done():
-            woken.set_result(None)
-
-    def until_woken(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        """Await this to sleep until ``wake``."""
-        woken = self._woken = loop.create_future()
-        return woken
-
-    async def sleep(self, loop: asyncio.AbstractEventLoop, until: float | None) -> None:
-        """Sleep until ``wake`` or the loop's time ``until``."""
-        woken = self.until_woken(loop)
-        timer = None if until is None else loop.call_at(until, self.wake)
-        try:
-            await woken
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-
-class Seat:
-    """One grant in use. A subclass says how to begin (``enter``), what a bell does (``ring``), and how to end
-    (``leave``).
-    """
-
-    __slots__ = ("_attachment", "_bells", "_hub", "_listening_fd", "handle", "info", "released", "removed")
-
-    def __init__(
-        self, hub: Hub, granted: protocol.PublisherGranted | protocol.SubscriberGranted, bells: Bells, role: Role
-    ) -> None:
-        """Attach, and begin. If that raises, ``bells`` and the handle are still the caller's."""
-        self._hub = hub
-        self._bells = bells
-        self._listening_fd = bells.space_fd if role == "publisher" else bells.record_fd
-        self.handle = granted.id
-        self.info = granted.topic
-        self.removed = False
-        self.released = False
-        self._attachment = Attachment(granted.topic, role)
-        try:
-            self.enter()
-        except BaseException:
-            self._attachment.close()
-            raise
-        hub.seat_taken(self, self._listening_fd)
-
-    @property
-    def log(self) -> _core.Log:
-        return self._attachment.log
-
-    def enter(self) -> None:
-        """Make what is needed of ``log``."""
-        raise NotImplementedError
-
-    def ring(self) -> None:
-        """The bell rang, the topic was removed, or the daemon went away: look again."""
-        raise NotImplementedError
-
-    def leave(self) -> None:
-        """Give back what was made of ``log``. Twice is fine."""
-        raise NotImplementedError
-
-    def release(self) -> asyncio.Future[Any] | None:
-        """Give everything back and tell the daemon; the future says when it knows. None if that was done before."""
-        if self.released:
-            return None
-        self.leave()
-        self._attachment.close()
-        self.released = True
-        self._hub.seat_left(self, self._listening_fd)
-        self._bells.close()
-        return self._hub.session.close_handle(self.handle)
+    async def watch_again(self, session: Session) -> None:
+        """The watch ended with the connection: make it again, and join what came meanwhile."""
 
 
 def give_back_dropped(dropped: object, loop: asyncio.AbstractEventLoop, release: Callable[[], object]) -> None:
@@ -152,55 +85,95 @@ def give_back_dropped(dropped: object, loop: asyncio.AbstractEventLoop, release:
 
 
 class Hub:
-    """The shared part of one client. ``session`` is its connection, alive or dead."""
+    """The shared part of one client. ``link`` is its way to the daemon."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        """Takes ``sock`` over. Belongs to the running loop."""
+    def __init__(self, path: Path, name: str, request_timeout_s: float) -> None:
+        """Belongs to the running loop. ``connect`` comes next."""
         self.loop = asyncio.get_running_loop()
         self.closed = False
+        self.forked = False
+        """This is a forked child: everything here is the parent's."""
         self.adrift = False
         """The daemon is away: bells may not come, and sleepers look again by themselves."""
         self.members: weakref.WeakSet[Member] = weakref.WeakSet()
         self.watchers: weakref.WeakValueDictionary[int, Watcher] = weakref.WeakValueDictionary()
+        self.streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self.tasks: set[asyncio.Task[None]] = set()
         self.looks = Looks()
+        self.bystander = Bystander()
         self._seats: dict[str, set[Seat]] = {}
         self._bells = BellSet()
         self.loop.add_reader(self._bells.fileno(), self._bells.dispatch)
-        self.session = Session(sock, self)
+        self.link = Link(path, name, self, request_timeout_s)
+        _hubs.add(self)
+
+    async def connect(self, timeout_s: float) -> None:
+        """For the first time. Raises why it cannot be; nothing stays open then."""
+        try:
+            self.bystander.learn(await self.link.connect(timeout_s))
+        except BaseException:
+            self.closed = True
+            self._hang_up()
+            raise
 
     def check_open(self) -> None:
-        """``ClosedError`` if the client was closed."""
+        """``ClosedError`` if the client was closed, ``ForkedError`` if it is another process's."""
+        self.check_process()
         if self.closed:
             raise ClosedError("this client was closed", "connect() again")
 
-    def recheck_s(self, *, hostile: bool) -> float | None:
+    def check_process(self) -> None:
+        """``ForkedError`` in a forked child."""
+        if self.forked:
+            raise forked_error()
+
+    def recheck_s(self, doze: Doze, progress: int, *, hostile: bool) -> float | None:
         """After how long a sleeper looks again by itself; None: the bell is enough."""
-        return limits.RECHECK_HOSTILE_S if hostile or self.adrift else None
+        if self.adrift:
+            return doze.next_s(progress)
+        return limits.RECHECK_HOSTILE_S if hostile else None
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do ``work`` in the background; ``close`` waits for its end."""
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    # --- seats ---
 
     @contextlib.contextmanager
-    def taking(self, granted: protocol.PublisherGranted | protocol.SubscriberGranted, bells: Bells) -> Iterator[None]:
+    def taking(self, granted: Granted, bells: Bells) -> Iterator[None]:
         """If the block fails to make a ``Seat`` of the grant, give the grant back and say why in the caller's terms."""
         try:
             self.check_open()
             yield
         except BaseException as error:
             bells.close()
-            self.session.close_handle(granted.id)
+            self.link.close_handle(granted.id)
             if isinstance(error, SegmentInvalid | SegmentNotFound | SegmentRemoved):
                 raise TopicRemoved(f"topic {granted.topic.name!r} was removed while it was being opened") from error
             raise
 
-    def seat_taken(self, seat: Seat, listening_fd: int) -> None:
-        self._bells.add(listening_fd, seat.ring)
+    def seat_taken(self, seat: Seat) -> None:
+        self.heed_bell(seat)
         self._seats.setdefault(seat.info.name, set()).add(seat)
 
-    def seat_left(self, seat: Seat, listening_fd: int) -> None:
-        self._bells.discard(listening_fd)
+    def seat_left(self, seat: Seat) -> None:
+        self.ignore_bell(seat)
         seats = self._seats[seat.info.name]
         seats.discard(seat)
         if not seats:
             del self._seats[seat.info.name]
+
+    def heed_bell(self, seat: Seat) -> None:
+        self._bells.add(seat.listening_fd, seat.ring)
+
+    def ignore_bell(self, seat: Seat) -> None:
+        self._bells.discard(seat.listening_fd)
+
+    def all_seats(self) -> list[Seat]:
+        return [seat for seats in self._seats.values() for seat in seats]
 
     def find_log(self, topic: str) -> _core.Log | None:
         """The log of a topic that somebody here takes part in, or that was looked at before."""
@@ -208,6 +181,8 @@ class Hub:
             if not seat.removed:
                 return seat.log
         return self.looks.find(topic)
+
+    # --- what the daemon tells ---
 
     def topic_added(self, event: protocol.TopicAdded) -> None:
         if watcher := self.watchers.get(event.watch):
@@ -217,28 +192,57 @@ class Hub:
         self.looks.drop(event.topic, event.topic_id)
         for seat in list(self._seats.get(event.topic, ())):
             if seat.info.topic_id == event.topic_id:
-                seat.removed = True
-                seat.ring()
+                seat.gone()
 
-    def disconnected(self, reason: Exception | None) -> None:
+    def untethered(self, event: protocol.Untethered) -> None:
+        for seat in self._seats.get(event.topic, ()):
+            if seat.handle == event.handle:
+                seat.untethered()
+
+    # --- the daemon goes and comes ---
+
+    def link_lost(self, reason: Exception | None) -> None:
         """The data plane goes on; sleepers look again by themselves from now on."""
         self.adrift = True
-        if not self.closed:
-            logger.warning("the daemon is gone (%s): open topics go on without it", reason or "it hung up")
-        for seats in list(self._seats.values()):
-            for seat in list(seats):
-                seat.ring()
+        why = str(reason or "it hung up")
+        logger.warning("the daemon is gone (%s): open topics go on without it", why)
+        for seat in self.all_seats():
+            seat.ring()
+        self._tell(ClientEvent("disconnected", reason=why))
+
+    async def link_found(self, session: Session, welcome: protocol.Welcome) -> None:
+        """Seats first, so that each subscription knows what it still has when it hears what there is."""
+        self.looks.close()  # the new daemon would not tell when one of them is removed
+        self.bystander.learn(welcome)
+        for seat in self.all_seats():
+            if not (seat.released or seat.removed):
+                await retake(self, seat, session, welcome)
+        for watcher in list(self.watchers.values()):
+            await watcher.watch_again(session)
+
+    def link_restored(self, *, resumed: bool) -> None:
+        self.adrift = False
+        logger.info("the daemon is back")
+        self._tell(ClientEvent("reconnected", resumed=resumed))
+
+    def _tell(self, event: ClientEvent) -> None:
+        for stream in list(self.streams):
+            stream.put(event)
+
+    # --- the end ---
 
     async def close(self) -> None:
         """Give everything back. What cannot be, because a ``reserve`` is open, raises ``BufferError`` at the end."""
+        self.check_process()
         if self.closed:
             return
         self.closed = True
-        joins = set(self.tasks)
         closings, errors = self._release_members()
         try:
-            if waits := joins | closings:
+            if waits := self._end_tasks() | closings:
                 await asyncio.wait(waits)
+            with contextlib.suppress(Disconnected, DaemonUnavailable):
+                await self.link.say_bye()
         finally:
             self._hang_up()
         if errors:
@@ -246,9 +250,10 @@ class Hub:
 
     def drop(self) -> None:
         """The same without waiting, for a finalizer."""
-        if not self.closed:
+        if not (self.closed or self.forked):
             self.closed = True
             self._release_members()
+            self._end_tasks()
             self._hang_up()
 
     def _release_members(self) -> tuple[set[asyncio.Future[Any]], list[BufferError]]:
@@ -262,8 +267,46 @@ class Hub:
                 errors.append(error)
         return closings, errors
 
+    def _end_tasks(self) -> set[asyncio.Future[Any]]:
+        for task in self.tasks:
+            task.cancel()
+        return {*self.tasks, *self.link.shut()}
+
     def _hang_up(self) -> None:
         self.looks.close()
+        self.bystander.close()
         self.loop.remove_reader(self._bells.fileno())
         self._bells.close()
-        self.session.close()
+        self.link.close()
+        self._tell(ClientEvent("closed"))
+
+    def after_fork(self) -> None:
+        """In the child: nothing here may be used, or reach the parent's daemon or its event loop. Our copies of its
+        descriptors go, for a socket that a child keeps open never hangs up.
+        """
+        self.forked = True
+        if self.closed:
+            return
+        self._bells.close()
+        self.link.abandon()
+        for seat in self.all_seats():
+            seat.forked()
+        for member in list(self.members):
+            member.forked()
+
+
+_hubs: weakref.WeakSet[Hub] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for hub in list(_hubs):
+        hub.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def forked_error() -> ForkedError:
+    return ForkedError(
+        "this client was made before the fork: it is the parent's", "connect() in the child, after the fork"
+    )

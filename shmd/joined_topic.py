@@ -7,18 +7,23 @@ knows its subscription only through ``Wakeful``, which holds no reference back.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
 from shmd import _core, protocol
-from shmd.hub import Seat, Sleeper
+from shmd.errors import ClosedError
+from shmd.seat import Seat, Sleeper
 from shmd.start import seek_first
 
 if TYPE_CHECKING:
     from shmd.codec import Codec
+    from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.session import Bells
+    from shmd.session import Bells, Session
     from shmd.start import Seek
+
+logger = logging.getLogger("shmd.client")
 
 
 class Wakeful:
@@ -34,7 +39,7 @@ class Wakeful:
 class JoinedTopic(Seat):
     """A subscriber's seat. Neither hot nor asleep until ``join`` is through."""
 
-    __slots__ = ("_codec", "_granted", "_shared", "_tethered", "asleep", "cursor")
+    __slots__ = ("_codec", "_from_start", "_grant", "_joined", "_shared", "_tethered", "asleep", "cursor", "failure")
 
     def __init__(
         self,
@@ -46,36 +51,38 @@ class JoinedTopic(Seat):
         *,
         tethered: bool,
     ) -> None:
-        self._granted = granted
+        self._grant = granted
+        self._from_start = granted.from_start
         self._shared = shared
         self._codec = codec
         self._tethered = tethered and granted.topic.when_full == "wait"
+        self._joined = False
         self.asleep = False
+        self.failure: ShmdError | None = None
         super().__init__(hub, granted, bells, "subscriber")
 
+    @property
+    def tethered(self) -> bool:
+        """Whether publishers wait for us, if they wait for anybody."""
+        return self.info.when_full != "wait" or (self._tethered and self.cursor.tethered)
+
     def enter(self) -> None:
-        self.cursor = _core.Cursor(
-            self.log,
-            slot=self._granted.slot,
-            incarnation=self._granted.incarnation,
-            tethered=self._tethered,
-            space_fd=self._bells.space_fd,
-            decode=self._codec.decode,
-            explain=self._codec.explain,
-        )
+        self.cursor = self._make_cursor(self._grant, self._bells)
 
     async def join(self, seek: Seek) -> None:
         """Put the cursor in its place: before the first record of a topic that came while we watched, else where
         ``seek`` says. Then it is hot.
         """
-        if self._granted.from_start:
+        if self._from_start:
             self.cursor.seek_start()
             seek = seek_first
-        elif not seek(self.cursor):
-            await self._seek_on(seek)
-        while not self.cursor.join():
-            await self._seek_on(seek)
-        if not self._granted.from_start:
+            self._joined = self.cursor.join()
+        while not self._joined:
+            # Not a step between the two: the cursor may be another after each turn of the loop.
+            self._joined = seek(self.cursor) and self.cursor.join()
+            if not self._joined:
+                await asyncio.sleep(0)
+        if not self._from_start:
             await self._tell_joined()
         self._shared.hot.append(self)
         self._shared.sleeper.wake()
@@ -95,12 +102,85 @@ class JoinedTopic(Seat):
     def leave(self) -> None:
         self.cursor.close()
 
+    # --- the daemon comes back ---
+
+    def use_bells(self) -> None:
+        self.cursor.space_fd = self._bells.space_fd
+
+    async def resume(self, session: Session) -> None:
+        await super().resume(session)
+        self.check_tether()
+        while self._joined and self._tethered and not (self.released or self.cursor.tethered):
+            self._go_on_from_here(self.cursor)
+            if not self.cursor.join():
+                await asyncio.sleep(0)
+
+    async def reopen(self, session: Session) -> None:
+        """Another slot, and its cursor right where ours stands: no gap, and nothing twice."""
+        message = protocol.OpenSubscriber(id=session.next_id(), topic=self.info.name, tethered=self._tethered)
+        granted, bells = await session.open(message, protocol.SubscriberGranted)
+        cursor: _core.Cursor | None = None
+        try:
+            self.check_same(granted.topic)
+            if self.released:
+                raise ClosedError("it was closed meanwhile")
+            cursor = self._make_cursor(granted, bells)
+            while self._joined:
+                self._go_on_from_here(cursor)
+                if cursor.join():
+                    break
+                await asyncio.sleep(0)
+                if self.released:
+                    raise ClosedError("it was closed meanwhile")
+        except BaseException as error:
+            if cursor is not None:
+                cursor.close()
+            bells.close()
+            session.close_handle(granted.id)
+            if isinstance(error, ClosedError):
+                return
+            raise
+        # Ours leaves only after the other has its tether: publishers wait for one of them at any time.
+        old, self.cursor = self.cursor, cursor
+        old.close()
+        self.handle = granted.id
+        self.swap_bells(bells)
+        if self._joined:
+            joined = protocol.Joined(id=session.next_id(), handle=self.handle)
+            await session.request(joined, protocol.Done)
+
+    def fail(self, error: ShmdError) -> None:
+        self.failure = error
+        self.gone()
+
+    def untethered(self) -> None:
+        """The daemon says so: it has its reasons, and will not give the tether back."""
+        self.check_tether()
+        self._tethered = False
+
+    def check_tether(self) -> None:
+        """Say, once, that the tether was taken from us."""
+        if self._tethered and self._joined and not self.cursor.tethered:
+            logger.warning(
+                "the subscription to %r held publishers back for too long, or was away: they no longer wait for it",
+                self.info.name,
+            )
+
+    def _make_cursor(self, granted: protocol.SubscriberGranted, bells: Bells) -> _core.Cursor:
+        return _core.Cursor(
+            self.log,
+            slot=granted.slot,
+            incarnation=granted.incarnation,
+            tethered=self._tethered,
+            space_fd=bells.space_fd,
+            decode=self._codec.decode,
+            explain=self._codec.explain,
+        )
+
+    def _go_on_from_here(self, cursor: _core.Cursor) -> None:
+        cursor.seek_position(self.cursor.position, self.cursor.next_seq)
+
     async def _tell_joined(self) -> None:
         """Whoever waits for subscribers may publish from now on, and we miss nothing of it."""
-        session = self._hub.session
-        await session.request(protocol.Joined(id=session.next_id(), handle=self.handle), protocol.Done)
-
-    async def _seek_on(self, seek: Seek) -> None:
-        await asyncio.sleep(0)
-        while not seek(self.cursor):  # noqa: ASYNC110 - no event tells when a scan is through, only trying does
-            await asyncio.sleep(0)
+        link = self._hub.link
+        await link.request(protocol.Joined(id=link.next_id(), handle=self.handle), protocol.Done)

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from shmd import _core, limits, protocol
 from shmd.errors import ClosedError, Disconnected, InvalidOption, TopicFull, TopicLocked, TopicRemoved, UsageError
-from shmd.hub import Seat, Sleeper, give_back_dropped
+from shmd.hub import forked_error, give_back_dropped
+from shmd.patience import Patience
+from shmd.seat import Seat, Sleeper
+from shmd.topic_options import options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from shmd.codec import Codec
     from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.session import Bells
+    from shmd.session import Bells, Session
 
 T = TypeVar("T")
 
@@ -56,14 +59,46 @@ class PublisherSeat(Seat):
         self.append_many: Callable[[list[Buffer]], int] = self.appender.append_many
 
     def ring(self) -> None:
-        if self.removed and self.error is None:
-            self._end(TopicRemoved(f"topic {self.info.name!r} was removed", "open a publisher again to create it anew"))
         self.sleeper.wake()
+
+    def ring_space(self) -> None:
+        """Wake the others who wait for room."""
+        self.log.ring(self._bells.space_fd)
+
+    def gone(self) -> None:
+        if self.error is None:
+            self._end(TopicRemoved(f"topic {self.info.name!r} was removed", "open a publisher again to create it anew"))
+        super().gone()
 
     def leave(self) -> None:
         self.appender.close()
         self._end(ClosedError(f"this publisher of {self.info.name!r} was closed"))
         self.sleeper.wake()
+
+    def use_bells(self) -> None:
+        self.appender.bell_fd = self._bells.record_fd
+
+    async def reopen(self, session: Session) -> None:
+        """Another lease on the same topic. Records keep our number, which nobody else gets: the topic is the same."""
+        peek = protocol.Peek(id=session.next_id(), topic=self.info.name)
+        self.check_same((await session.request(peek, protocol.TopicReply)).topic)
+        message = protocol.OpenPublisher(id=session.next_id(), topic=self.info.name, options=options_of(self.info))
+        granted, bells = await session.open(message, protocol.PublisherGranted)
+        if self.released or granted.topic.topic_id != self.info.topic_id:
+            bells.close()
+            session.close_handle(granted.id)
+            self.check_same(granted.topic)
+            return
+        self.handle = granted.id
+        self.swap_bells(bells)
+
+    def fail(self, error: ShmdError) -> None:
+        self._end(error)
+        self.ring()
+
+    def forked(self) -> None:
+        super().forked()
+        self._end(forked_error())
 
     def check(self) -> None:
         """Raise why nothing can be published any more, if so."""
@@ -200,13 +235,13 @@ class Publisher(Generic[T]):
             del view, reservation
 
     async def wait_for_subscribers(self, count: int = 1) -> None:
-        """Wait until at least ``count`` subscribers have the topic open. Needs the daemon (``Disconnected``)."""
+        """Wait until at least ``count`` subscribers have the topic open. If the daemon is away, waits for it, too."""
         if not 0 <= count <= limits.SUBSCRIBERS_PER_TOPIC_MAX:
             raise InvalidOption(f"a topic cannot have {count} subscribers", f"0 to {limits.SUBSCRIBERS_PER_TOPIC_MAX}")
         self._seat.check()
-        session = self._hub.session
-        message = protocol.WaitSubscribers(id=session.next_id(), topic=self.topic, count=count)
-        await session.request(message, protocol.Done, timeout_s=None)
+        link = self._hub.link
+        message = protocol.WaitSubscribers(id=link.next_id(), topic=self.topic, count=count)
+        await link.request(message, protocol.Done, for_ever=True)
 
     async def close(self) -> None:
         """Give everything back; tasks that wait in ``publish`` get ``ClosedError``. Twice is fine.
@@ -224,6 +259,9 @@ class Publisher(Generic[T]):
         closing = self._seat.release()
         self._hub.members.discard(self)
         return closing
+
+    def forked(self) -> None:
+        """For the client: nothing to add to what the seat does."""
 
     async def _encode_all(self, values: Iterable[T]) -> list[Buffer]:
         payloads: list[Buffer] = []
@@ -249,26 +287,16 @@ class Publisher(Generic[T]):
                 if self._appender.due:
                     await asyncio.sleep(0)
                     self._appender.turned()
-                tries = 0
+                patience: Patience | None = None
                 while True:
                     seq = append()
                     if seq > 0:
                         return seq
-                    if seq == _core.FULL:
-                        await self._wait_for_room()
-                    else:
-                        await _back_off(tries)
-                        tries += 1
+                    if patience is None:
+                        patience = Patience(self._hub, self._seat)
+                    await (patience.wait_for_room() if seq == _core.FULL else patience.back_off())
         finally:
             self._in_line -= 1
-
-    async def _wait_for_room(self) -> None:
-        if not self._appender.arm_space():
-            await asyncio.sleep(0)
-            return
-        recheck_s = self._hub.recheck_s(hostile=self._seat.info.hostile)
-        loop = self._hub.loop
-        await self._seat.sleeper.sleep(loop, None if recheck_s is None else loop.time() + recheck_s)
 
     def _blocked(self, result: int) -> TopicFull | TopicLocked:
         if result == _core.FULL:
@@ -286,17 +314,8 @@ class Publisher(Generic[T]):
         await self.close()
 
     def __del__(self) -> None:
-        if not self._seat.released:
+        if not (self._seat.released or self._hub.forked):
             give_back_dropped(self, self._hub.loop, self._seat.release)
 
     def __repr__(self) -> str:
         return f"<Publisher {self.number} of {self.topic!r}{' closed' if self._seat.released else ''}>"
-
-
-async def _back_off(tries: int) -> None:
-    """A busy lock: its owner runs, and needs nanoseconds; or does not run, and needs the core more than we do."""
-    if tries < limits.LOCK_TURNS:
-        await asyncio.sleep(0)
-    else:
-        doublings = min(tries - limits.LOCK_TURNS, 16)
-        await asyncio.sleep(min(limits.LOCK_BACKOFF_MIN_S * 2**doublings, limits.LOCK_BACKOFF_MAX_S))

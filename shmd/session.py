@@ -26,12 +26,13 @@ from shmd.transport import Connection
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
 logger = logging.getLogger("shmd.client")
 
 R = TypeVar("R", bound=protocol.Reply)
-G = TypeVar("G", protocol.PublisherGranted, protocol.SubscriberGranted)
-_Answer: TypeAlias = tuple[protocol.Reply, list[int]]
+G = TypeVar("G", protocol.PublisherGranted, protocol.SubscriberGranted, protocol.Resumed)
+Answer: TypeAlias = tuple[protocol.Reply, list[int]]
 
 _BELLS: Final = 2
 
@@ -55,18 +56,20 @@ class Events(Protocol):
 
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
-    def disconnected(self, reason: Exception | None) -> None: ...
+    def untethered(self, event: protocol.Untethered) -> None: ...
+    def disconnected(self, session: Session, reason: Exception | None) -> None: ...
 
 
 class Session:
     """One connection to a daemon, from ``hello`` to its end. Belongs to the loop that it was made in."""
 
-    def __init__(self, sock: socket.socket, events: Events) -> None:
-        """Takes ``sock`` over."""
+    def __init__(self, sock: socket.socket, events: Events, ids: Iterator[int] | None = None) -> None:
+        """Takes ``sock`` over. ``ids``: those of an earlier session, to be counted on."""
         self._loop = asyncio.get_running_loop()
         self._events = events
-        self._pending: dict[int, asyncio.Future[_Answer]] = {}
-        self._ids = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[Answer]] = {}
+        self._sock = sock
+        self._ids = itertools.count(1) if ids is None else ids
         self._connection = Connection(
             self._loop, sock, self._on_packet, self._on_closed, fds_max=limits.DESCRIPTORS_PER_MESSAGE_MAX
         )
@@ -76,7 +79,7 @@ class Session:
         return not self._connection.closed
 
     def next_id(self) -> int:
-        """A request id that was never used in this session."""
+        """A request id that was never used."""
         return next(self._ids)
 
     async def request(
@@ -95,9 +98,11 @@ class Session:
             )
         return reply
 
-    async def open(self, message: protocol.Request, reply_type: type[G]) -> tuple[G, Bells]:
+    async def open(
+        self, message: protocol.Request, reply_type: type[G], *, timeout_s: float | None = limits.REQUEST_TIMEOUT_S
+    ) -> tuple[G, Bells]:
         """The same for a request that is granted with bells. The caller closes them, and the handle."""
-        reply, fds = await self._exchange(message, limits.REQUEST_TIMEOUT_S)
+        reply, fds = await self._exchange(message, timeout_s)
         if not isinstance(reply, reply_type) or len(fds) != _BELLS:
             _close_all(fds)
             raise self._broken(
@@ -105,7 +110,11 @@ class Session:
             )
         return reply, Bells(*fds)
 
-    def close_handle(self, handle: int) -> asyncio.Future[_Answer]:
+    def post(self, message: protocol.Request) -> None:
+        """Send ``message``; its reply will be dropped."""
+        self._connection.send(protocol.encode(message))
+
+    def close_handle(self, handle: int) -> asyncio.Future[Answer]:
         """Give ``handle`` back. It is on its way when this returns; wait for the future to know that it arrived."""
         closing = self._send(protocol.Close(id=self.next_id(), handle=handle))
         closing.add_done_callback(_retrieve)
@@ -115,7 +124,11 @@ class Session:
         """Hang up. Twice is fine."""
         self._connection.close()
 
-    async def _exchange(self, message: protocol.Request, timeout_s: float | None) -> _Answer:
+    def abandon(self) -> None:
+        """In a forked child: close our copy of the descriptor, and leave the loop alone, which is the parent's, too."""
+        self._sock.close()
+
+    async def _exchange(self, message: protocol.Request, timeout_s: float | None) -> Answer:
         answer = self._send(message)
         try:
             async with asyncio.timeout(timeout_s):
@@ -130,8 +143,8 @@ class Session:
                 "is it stopped? see its log",
             ) from None
 
-    def _send(self, message: protocol.Request) -> asyncio.Future[_Answer]:
-        answer: asyncio.Future[_Answer] = self._loop.create_future()
+    def _send(self, message: protocol.Request) -> asyncio.Future[Answer]:
+        answer: asyncio.Future[Answer] = self._loop.create_future()
         if self._connection.closed:
             answer.set_exception(Disconnected("there is no connection to the daemon"))
             return answer
@@ -139,7 +152,7 @@ class Session:
         self._connection.send(protocol.encode(message))
         return answer
 
-    def _give_up(self, request_id: int, answer: asyncio.Future[_Answer]) -> None:
+    def _give_up(self, request_id: int, answer: asyncio.Future[Answer]) -> None:
         self._pending.pop(request_id, None)
         if answer.done() and not answer.cancelled() and answer.exception() is None:
             _close_all(answer.result()[1])
@@ -156,6 +169,8 @@ class Session:
             self._loop.call_soon(self._events.topic_added, message)
         elif isinstance(message, protocol.TopicGone):
             self._loop.call_soon(self._events.topic_gone, message)
+        elif isinstance(message, protocol.Untethered):
+            self._loop.call_soon(self._events.untethered, message)
         else:
             self._on_reply(message, fds)
             return
@@ -183,14 +198,14 @@ class Session:
                 )
                 error.__cause__ = reason
                 answer.set_exception(error)
-        self._events.disconnected(reason)
+        self._events.disconnected(self, reason)
 
     def _broken(self, what: str) -> ProtocolError:
         self.close()
         return ProtocolError(f"the daemon broke the protocol: {what}")
 
 
-def _retrieve(answer: asyncio.Future[_Answer]) -> None:
+def _retrieve(answer: asyncio.Future[Answer]) -> None:
     # Otherwise asyncio reports an exception that nobody looked at.
     if not answer.cancelled():
         answer.exception()

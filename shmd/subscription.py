@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
 from collections import deque
 from copy import copy
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,8 +38,10 @@ from shmd.errors import (
     ShmdError,
     TopicRemoved,
 )
-from shmd.hub import give_back_dropped, logger
+from shmd.hub import forked_error, give_back_dropped, logger
 from shmd.joined_topic import JoinedTopic, Wakeful
+from shmd.seat import Doze
+from shmd.start import seek_first
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from shmd.codec import Codec
     from shmd.hub import Hub
+    from shmd.session import Session
     from shmd.start import Seek
 
 T = TypeVar("T")
@@ -84,9 +86,13 @@ class Subscription(_core.Feed[T]):
         self._over: ShmdError | None = None
         self._wildcard = names.is_pattern(pattern)
         self._hostile = False
+        self._doze = Doze()
+        self._watching = False
         self._existing: deque[str] = deque()
+        self._found: list[str] = []
+        self._joining: set[str] = set()
         self._joins: set[asyncio.Task[None]] = set()
-        self._handle = hub.session.next_id()
+        self._handle = hub.link.next_id()
         hub.watchers[self._handle] = self
         hub.members.add(self)
 
@@ -99,6 +105,13 @@ class Subscription(_core.Feed[T]):
     def topics(self) -> tuple[str, ...]:
         """Names of the topics that are joined now."""
         return tuple(sorted(topic.info.name for topic in self._topics))
+
+    @property
+    def tethered(self) -> bool:
+        """Whether publishers of all joined `wait` topics wait for this subscription. False if it was not to be so, and
+        after it lost a tether: it held them back for the topic's ``stall_timeout``, or was away for too long.
+        """
+        return self._tethered and all(topic.tethered for topic in self._topics)
 
     def get(self) -> Coroutine[Any, Any, _core.Record[T]]:
         """The next record; waits for one. Cancelled, it consumed nothing. After ``close``: ``ClosedError``."""
@@ -153,6 +166,7 @@ class Subscription(_core.Feed[T]):
 
     def release(self) -> asyncio.Future[Any] | None:
         """For the client: ``close`` without waiting."""
+        self._hub.check_process()
         if self._closed:
             return None
         self._closed = True
@@ -165,28 +179,56 @@ class Subscription(_core.Feed[T]):
         self._shared.sleeper.wake()
         return _release_all(self._hub, self._handle, self._topics)
 
+    def forked(self) -> None:
+        """For the client, in a forked child: refuse everything from now on."""
+        self.clear()
+        self._hot.clear()
+        self._over = forked_error()
+
     async def open(self) -> None:
         """For the client: join all topics that exist, and be told of those to come."""
-        session = self._hub.session
-        await session.request(
-            protocol.Watch(id=self._handle, pattern=self._pattern, tethered=self._tethered), protocol.Done
-        )
+        await self._hub.link.request(self._watch_request(), protocol.Done)
+        self._watching = True
         while self._existing:
-            await self._join(self._existing.popleft())
+            await self._join(self._existing.popleft(), self._seek)
+
+    async def watch_again(self, session: Session) -> None:
+        """For the hub: the watch ended with the connection. Topics that came meanwhile are joined from their first
+        record, as if we had been told of them.
+        """
+        if not self._watching or self._closed:
+            return
+        self._found.clear()
+        await session.request(self._watch_request(), protocol.Done)
+        for name in self._found:
+            if name not in self._existing:
+                self._join_soon(name)
 
     def topic_added(self, event: protocol.TopicAdded) -> None:
         """For the hub: the daemon announces a topic."""
-        if event.existing:
+        if not event.existing:
+            self._join_soon(event.topic)
+        elif self._watching:
+            self._found.append(event.topic)
+        else:
             self._existing.append(event.topic)
-        elif not self._closed and (self._wildcard or not self._topics):
-            join = self._hub.loop.create_task(self._join_later(event.topic))
-            for tasks in (self._joins, self._hub.tasks):
-                tasks.add(join)
-                join.add_done_callback(tasks.discard)
+
+    def _watch_request(self) -> protocol.Watch:
+        return protocol.Watch(id=self._handle, pattern=self._pattern, tethered=self._tethered)
+
+    def _join_soon(self, name: str) -> None:
+        if self._over is None and (self._wildcard or not self._topics) and not self._takes_part(name):
+            join = self._hub.start(self._join_later(name))
+            self._joins.add(join)
+            join.add_done_callback(self._joins.discard)
+
+    def _takes_part(self, name: str) -> bool:
+        """Whether the topic of this name is joined, or just being joined."""
+        return name in self._joining or any(topic.info.name == name and not topic.removed for topic in self._topics)
 
     async def _join_later(self, name: str) -> None:
         try:
-            await self._join(name)
+            await self._join(name, seek_first)
         except ShmdError as error:
             if self._wildcard:
                 logger.warning("cannot subscribe to topic %r: %s", name, error)
@@ -194,18 +236,25 @@ class Subscription(_core.Feed[T]):
                 self._over = error
                 self._shared.sleeper.wake()
 
-    async def _join(self, name: str) -> None:
+    async def _join(self, name: str, seek: Seek) -> None:
+        if self._takes_part(name):
+            return  # announced twice, since the daemon was restarted meanwhile
+        self._joining.add(name)
         try:
-            topic = await self._open_topic(name)
+            await self._open_and_join(name, seek)
         except NoSuchTopic:
             return  # removed before we could open it; the watch tells when it comes again
         except (RequestRefused, SegmentError, CorruptTopic, TopicRemoved) as error:
             if not self._wildcard:
                 raise
             logger.warning("cannot subscribe to topic %r: %s", name, error)
-            return
+        finally:
+            self._joining.discard(name)
+
+    async def _open_and_join(self, name: str, seek: Seek) -> None:
+        topic = await self._open_topic(name)
         try:
-            await topic.join(self._seek)
+            await topic.join(seek)
             if self._closed:
                 raise ClosedError(f"the subscription to {self._pattern!r} was closed while it was being opened")
         except BaseException:
@@ -217,9 +266,9 @@ class Subscription(_core.Feed[T]):
     async def _open_topic(self, name: str) -> JoinedTopic:
         hub = self._hub
         message = protocol.OpenSubscriber(
-            id=hub.session.next_id(), topic=name, watch=self._handle, tethered=self._tethered
+            id=hub.link.next_id(), topic=name, watch=self._handle, tethered=self._tethered
         )
-        granted, bells = await hub.session.open(message, protocol.SubscriberGranted)
+        granted, bells = await hub.link.open(message, protocol.SubscriberGranted)
         with hub.taking(granted, bells):
             return JoinedTopic(hub, granted, bells, self._shared, self._codec, tethered=self._tethered)
 
@@ -284,7 +333,7 @@ class Subscription(_core.Feed[T]):
             if count:
                 return True
             if topic.removed and not topic.cursor.available:
-                self._leave(topic, TopicRemoved(f"topic {topic.info.name!r} was removed"))
+                self._leave(topic, topic.failure or TopicRemoved(f"topic {topic.info.name!r} was removed"))
         return False
 
     def _leave(self, topic: JoinedTopic, reason: ShmdError) -> None:
@@ -330,14 +379,17 @@ class Subscription(_core.Feed[T]):
         return not hot
 
     async def _sleep(self, until: float | None) -> None:
-        recheck_s = self._hub.recheck_s(hostile=self._hostile)
-        loop = self._hub.loop
-        wake_at = until
+        hub = self._hub
+        if not (hub.adrift or self._hostile):
+            await self._shared.sleeper.sleep(hub.loop, until)
+            return
+        progress = sum(topic.cursor.position for topic in self._topics)
+        recheck_s = hub.recheck_s(self._doze, progress, hostile=self._hostile)
         if recheck_s is not None:
-            wake_at = min(loop.time() + recheck_s, math.inf if until is None else until)
-        await self._shared.sleeper.sleep(loop, wake_at)
-        if recheck_s is not None:
-            self._look_again()
+            recheck_at = hub.loop.time() + recheck_s
+            until = recheck_at if until is None else min(recheck_at, until)
+        await self._shared.sleeper.sleep(hub.loop, until)
+        self._look_again()
 
     def _look_again(self) -> None:
         for topic in self._topics:
@@ -363,7 +415,7 @@ class Subscription(_core.Feed[T]):
         await self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if not (getattr(self, "_closed", True) or self._hub.forked):
             release = functools.partial(_release_all, self._hub, self._handle, self._topics)
             give_back_dropped(self, self._hub.loop, release)
 
@@ -375,4 +427,4 @@ def _release_all(hub: Hub, handle: int, topics: set[JoinedTopic]) -> asyncio.Fut
     """Needs no subscription, so that a finalizer can use it. The daemon answers in order: the last answer is enough."""
     while topics:
         topics.pop().release()
-    return hub.session.close_handle(handle)
+    return hub.link.close_handle(handle)

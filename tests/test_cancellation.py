@@ -38,7 +38,7 @@ async def assert_nothing_open(client: shmd.Client, topic: str) -> None:
     await until(daemon_knows)
     assert client._hub._seats == {}
     assert client._hub.tasks == set()
-    assert client._hub.session._pending == {}
+    assert client._hub.link.session._pending == {}
 
 
 async def test_connect_cancelled_leaves_nothing_open(shmd_daemon: DaemonProcess) -> None:
@@ -131,7 +131,7 @@ async def test_wait_for_subscribers_cancelled_leaves_nothing_pending(shmd_client
                 await opening
 
         async for _ in interruptions(wait_for_one):
-            assert shmd_client._hub.session._pending == {}
+            assert shmd_client._hub.link.session._pending == {}
 
 
 async def _subscribe_briefly(client: shmd.Client) -> None:

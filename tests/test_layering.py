@@ -20,6 +20,7 @@ PACKAGE: Final = Path(shmd.__file__).parent
 LAYERS: Final = {
     # 0: words
     "errors": 0,
+    "failpoint": 0,
     "limits": 0,
     # 1: pure
     "names": 1,
@@ -29,10 +30,14 @@ LAYERS: Final = {
     "units": 1,
     # 2: resources of the operating system
     "_core": 2,
+    "adoption": 2,
     "attachment": 2,
     "codec": 2,
     "config": 2,
+    "liveness": 2,
     "notifier": 2,
+    "roster": 2,
+    "roster_layout": 2,
     "segment": 2,
     "systemd": 2,
     "sysv": 2,
@@ -43,22 +48,30 @@ LAYERS: Final = {
     # 4: the two ends
     "broker": 4,
     "daemon": 4,
+    "stalls": 4,
+    "bystander": 4,
     "client": 4,
+    "client_events": 4,
     "hub": 4,
     "joined_topic": 4,
+    "link": 4,
     "looks": 4,
     "opener": 4,
+    "patience": 4,
     "publisher": 4,
+    "retake": 4,
+    "seat": 4,
     "session": 4,
     "start": 4,
     "subscription": 4,
+    "topic_options": 4,
     # 5: edges
     "__main__": 5,
     "cli": 5,
     "testing": 5,
 }
 """A module, or a package with all that is in it, and its layer. It may import from its own layer and those below."""
-DAEMON_END: Final = {"broker", "daemon"}
+DAEMON_END: Final = {"broker", "daemon", "stalls"}
 CLIENT_END: Final = {name for name, layer in LAYERS.items() if layer == 4} - DAEMON_END
 FOR_EDGES: Final = {"config", "daemon", "errors", "limits", "units"}
 """What edges use beside the public API (``import shmd``): its words, and what it takes to run a daemon."""

@@ -38,7 +38,10 @@ class Heard:
     def topic_gone(self, event: protocol.TopicGone) -> None:
         self.events.append(event)
 
-    def disconnected(self, reason: Exception | None) -> None:
+    def untethered(self, event: protocol.Untethered) -> None:
+        self.events.append(event)
+
+    def disconnected(self, session: Session, reason: Exception | None) -> None:
         self.events.append(reason or "disconnected")
 
 
