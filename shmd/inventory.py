@@ -24,7 +24,7 @@ from shmd.errors import ConfigError, SegmentError, UsageError, VersionMismatch
 from shmd.roster import RosterReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from shmd.roster_layout import Header, ParticipantRow, TopicRow
     from shmd.sysv import SegmentStat
@@ -219,6 +219,6 @@ def _identity(header: bytes, fields: dict[str, tuple[int, int]], *, named: bool)
     return read("instance_id"), read("topic_id"), text
 
 
-def by_topic(segments: tuple[Found, ...]) -> Iterator[Found]:
-    """The segments in the order in which people look for them."""
-    yield from sorted(segments, key=lambda found: (found.instance, found.topic, found.kind, found.stat.id))
+def in_order(segments: Iterable[Found]) -> list[Found]:
+    """In the order in which people look for them."""
+    return sorted(segments, key=lambda found: (found.instance, found.topic, found.kind, found.stat.id))

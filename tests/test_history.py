@@ -296,7 +296,7 @@ def test_longest_pause_leaves_out_when_somebody_was_stopped() -> None:
     published = Published(1, [Attempt(1, 1, 1, 100), Attempt(2, 1, 2, 200), Attempt(3, 1, 3, 900)])
     received = Received(2, 0, [Receipt(1, 1, Value(1, 1), 0, 100, 340)])
     histories = [TopicHistory("t", True, [published], [received])]
-    assert longest_pause_ns(histories, {1, 2}, {}) == 700
-    assert longest_pause_ns(histories, {2}, {}) == 240
-    assert longest_pause_ns(histories, {1, 2}, {"t": [(250, 600), (700, 850)]}) == 150
-    assert longest_pause_ns(histories, set(), {}) == 0
+    assert longest_pause_ns(histories, lambda topic, participant: []) == 700
+    assert longest_pause_ns(histories, lambda topic, participant: [(150, 1000)][participant - 1 :]) == 240
+    assert longest_pause_ns(histories, lambda topic, participant: [(700, 850), (250, 600)]) == 150
+    assert longest_pause_ns([], lambda topic, participant: []) == 0

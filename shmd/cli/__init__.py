@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 import shmd
-from shmd.cli.common import Interrupted
+from shmd.cli.common import EXIT_SIGNAL, Interrupted
 from shmd.errors import DaemonUnavailable, ShmdError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILED: Final = 1
 EXIT_UNAVAILABLE: Final = os.EX_UNAVAILABLE
-EXIT_SIGNAL: Final = 128
 
 _COMMANDS: Final = {
     "serve": "shmd.cli.serve:serve",
@@ -41,8 +40,11 @@ _COMMANDS: Final = {
     "ls": "shmd.cli.topics:ls",
     "stat": "shmd.cli.topics:stat",
     "rm": "shmd.cli.topics:rm",
-    "purge": "shmd.cli.topics:purge",
+    "stop": "shmd.cli.upkeep:stop",
+    "purge": "shmd.cli.upkeep:purge",
+    "fsck": "shmd.cli.upkeep:fsck",
     "demo": "shmd.cli.demo:demo",
+    "torture": "shmd.cli.torture.command:torture",
 }
 
 

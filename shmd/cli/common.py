@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 T = TypeVar("T")
 
+EXIT_SIGNAL: Final = 128
+"""Plus the signal's number: the exit status of a command that a signal ended."""
 _ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -99,6 +101,17 @@ async def _cancelled_by_signals(main: Coroutine[Any, Any, T]) -> T:
         if received:
             raise Interrupted(received[0]) from None
         raise
+
+
+async def readable(fd: int) -> None:
+    """Wait until there is something to read, or for a pidfd: until the process has ended."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
 
 
 def to_json(value: Any) -> str:

@@ -1,25 +1,23 @@
-"""``shmd ls``, ``stat``, ``rm``, ``purge``: what topics there are, how they fare, and their end."""
+"""``shmd ls``, ``stat``, ``rm``: what topics there are, how they fare, and their end."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from shmd.cli.common import connect, daemon_options, json_option, run, to_json
+from shmd.cli.tables import print_table, table
 from shmd.errors import NoSuchTopic, ShmdError
 from shmd.units import format_size
 
 if TYPE_CHECKING:
-    from shmd.protocol import TopicInfo, TopicStat
+    from collections.abc import Iterable
 
-WIDTH_UNLIMITED: Final = 4096
-"""In columns: wider than any table here."""
+    from shmd.protocol import TopicInfo, TopicStat
 
 
 @click.command()
@@ -28,12 +26,12 @@ WIDTH_UNLIMITED: Final = 4096
 @daemon_options
 def ls(pattern: str, as_json: bool, socket_path: str | None, instance: str | None) -> None:
     """List topics, or those that match PATTERN (`*` is one token, `>` the rest)."""
-    topics = run(_list(pattern, socket_path, instance))
+    topics = run(list_topics(pattern, socket_path, instance))
     if as_json:
         for topic in topics:
             click.echo(to_json(_info_fields(topic)))
     elif topics:
-        table = _table("TOPIC", ">SIZE", "WHEN FULL", "EXCLUSIVE", "MODE", ">UID", ">GID")
+        rows = table("TOPIC", ">SIZE", "WHEN FULL", "EXCLUSIVE", "MODE", ">UID", ">GID")
         for topic in topics:
             exclusive = "yes" if topic.exclusive else "no"
             cells = (
@@ -44,8 +42,8 @@ def ls(pattern: str, as_json: bool, socket_path: str | None, instance: str | Non
                 topic.uid,
                 topic.gid,
             )
-            table.add_row(topic.name, *map(str, cells))
-        _print(table)
+            rows.add_row(topic.name, *map(str, cells))
+        print_table(rows)
 
 
 @click.command()
@@ -60,16 +58,16 @@ def stat(topic: str, as_json: bool, socket_path: str | None, instance: str | Non
         return
     click.echo(_stat_summary(found))
     if found.publishers:
-        table = _table(">PUBLISHER", ">PID", ">UID", "NAME")
+        rows = table(">PUBLISHER", ">PID", ">UID", "NAME")
         for publisher in found.publishers:
-            table.add_row(str(publisher.publisher), str(publisher.pid), str(publisher.uid), Text(publisher.name))
-        _print(table)
+            rows.add_row(str(publisher.publisher), str(publisher.pid), str(publisher.uid), Text(publisher.name))
+        print_table(rows)
     if found.subscribers:
-        table = _table(">SUBSCRIBER", ">PID", ">UID", "HOLDS BACK", ">BEHIND", ">LOST", "NAME")
+        rows = table(">SUBSCRIBER", ">PID", ">UID", "HOLDS BACK", ">BEHIND", ">LOST", "NAME")
         for sub in found.subscribers:
             cells = (sub.slot, sub.pid, sub.uid, "yes" if sub.tethered else "no", format_size(sub.lag_bytes), sub.lost)
-            table.add_row(*map(str, cells), Text(sub.name))
-        _print(table)
+            rows.add_row(*map(str, cells), Text(sub.name))
+        print_table(rows)
     if found.more_participants:
         click.echo(f"and {found.more_participants} more participants")
 
@@ -79,21 +77,10 @@ def stat(topic: str, as_json: bool, socket_path: str | None, instance: str | Non
 @daemon_options
 def rm(topics: tuple[str, ...], socket_path: str | None, instance: str | None) -> None:
     """Remove topics and all their records. Whoever has one open is told."""
-    run(_remove(topics, socket_path, instance))
+    run(remove_topics(topics, socket_path, instance))
 
 
-@click.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@daemon_options
-def purge(yes: bool, socket_path: str | None, instance: str | None) -> None:
-    """Remove every topic of the instance."""
-    topics = [topic.name for topic in run(_list(">", socket_path, instance))]
-    if topics and not yes:
-        click.confirm(f"Remove {len(topics)} topics and all their records?", abort=True, err=True)
-    run(_remove(topics, socket_path, instance))
-
-
-async def _list(pattern: str, socket_path: str | None, instance: str | None) -> list[TopicInfo]:
+async def list_topics(pattern: str, socket_path: str | None, instance: str | None) -> list[TopicInfo]:
     async with connect(socket_path, instance, "shmd ls") as client:
         return list(await client.topics(pattern))
 
@@ -106,7 +93,7 @@ async def _stat(topic: str, socket_path: str | None, instance: str | None) -> To
     return found
 
 
-async def _remove(topics: list[str] | tuple[str, ...], socket_path: str | None, instance: str | None) -> None:
+async def remove_topics(topics: Iterable[str], socket_path: str | None, instance: str | None) -> None:
     """Every one that can be removed; then the error, if there was one, of the last that could not."""
     failures: list[ShmdError] = []
     async with connect(socket_path, instance, "shmd rm") as client:
@@ -149,22 +136,6 @@ def _stat_summary(stat: TopicStat) -> str:
     if stat.takeovers:
         rows["lock taken over"] = f"{stat.takeovers} times from publishers that died"
     return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
-
-
-def _table(*columns: str) -> Table:
-    """Plain columns; ``>`` before a name aligns it right."""
-    table = Table(box=None, pad_edge=False, header_style=None)
-    for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column[0] == ">" else "left", overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    """At the terminal's width; in full width where there is no terminal, since a program may cut the columns apart."""
-    console = Console(highlight=False)
-    with console.capture() as captured:
-        console.print(table, width=console.width if console.is_terminal else WIDTH_UNLIMITED, crop=False)
-    click.echo(captured.get(), nl=False)
 
 
 def _time(time_ns: int) -> str:

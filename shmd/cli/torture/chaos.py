@@ -1,7 +1,7 @@
 """The chaos: rounds of kills, stops and restarts at random, and afterwards the account.
 
     begin ──▶ step, step, step … ──▶ finish ──▶ Outcome
-              each ``step`` does one act to somebody, and revives what is due
+              each ``step`` does one act to somebody; ``wait`` revives what is due
 
 What is done to whom is drawn from the seed; what the processes do meanwhile is theirs. At the end everybody is
 continued and told to finish, and one more publisher, the finisher, publishes the last value of each topic: a subscriber
@@ -10,6 +10,7 @@ that still lives must see it.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import heapq
 import os
@@ -19,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import shmd
-from shmd.cli.common import run
 from shmd.cli.torture import leaks
 from shmd.cli.torture.crew import Crew, Kind, Member
 from shmd.cli.torture.history import load
@@ -81,7 +81,7 @@ class Outcome:
     broken: list[str] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
     pause_s: float = 0.0
-    """The longest in which somebody who was never stopped or killed got nowhere."""
+    """The longest for which somebody got nowhere who was not stopped, nor waited for somebody who was."""
 
     @property
     def ok(self) -> bool:
@@ -99,17 +99,12 @@ class Outcome:
 class Chaos:
     """One run. A context manager, after which no process and no segment of it is left, whatever happened."""
 
-    def __init__(
-        self, directory: Path, seed: int, *, publishers: int = 2, subscribers: int = 2, daemon_too: bool = True
-    ) -> None:
-        """``directory``: fresh, on a short path. ``daemon_too``: the daemon dies as well."""
+    def __init__(self, directory: Path, seed: int, *, publishers: int = 2, subscribers: int = 2) -> None:
+        """``directory``: fresh, on a short path."""
         self.crew = Crew(directory, f"torture-{os.getpid()}-{seed}", tuple(TOPICS))
         self.outcome = Outcome(seed)
         self._chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
         self._strength: dict[Kind, int] = {"publisher": publishers, "subscriber": subscribers}
-        self._weights = {
-            act: weight for act, weight in WEIGHTS.items() if daemon_too or ("daemon" not in act and "all" not in act)
-        }
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._dues = 0
 
@@ -120,14 +115,17 @@ class Chaos:
         self._fill_up()
         self._await("take part", lambda: all(member.ready for member in self._participants()))
 
-    def step(self, act: Act | None = None) -> Act:
-        """One round: ``act``, or one drawn at random, and what has become due. Says which."""
-        chosen: Act = act or self._chance.choices(list(self._weights), list(self._weights.values()))[0]
+    def step(self) -> Act:
+        """One round: an act drawn at random. Says which."""
+        return self.act(self._chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0])
+
+    def act(self, act: Act) -> Act:
+        """Do this to somebody who is drawn at random."""
+        verb, _, whom = act.partition(" ")
         self.outcome.rounds += 1
-        verb, _, whom = chosen.partition(" ")
         {"kill": self._kill, "restart": self._restart, "stop": self._stop}[verb](whom)
         self._fill_up()
-        return chosen
+        return act
 
     def gap_s(self) -> float:
         """How long to wait before the next round."""
@@ -152,7 +150,6 @@ class Chaos:
         while self._due:
             heapq.heappop(self._due)[2]()
         self._fill_up()
-        survivors = {member.number for member in self._participants()}
         self._await("take part", lambda: all(member.ready for member in self._participants()))
         for publisher in self.crew.of_kind("publisher"):
             publisher.finish()
@@ -161,7 +158,7 @@ class Chaos:
         self._tell(self.crew.wait(self.crew.start("publisher", count=1, number=FINISHER), PATIENCE_S))
         for subscriber in self.crew.of_kind("subscriber"):
             self._tell(self.crew.wait(subscriber, PATIENCE_S))
-        self._check(survivors)
+        self._check()
         self._look_for_leaks()
         return self.outcome
 
@@ -237,7 +234,7 @@ class Chaos:
     def _last_words(self) -> str:
         return "\n".join(f"{member.name}: {member.last_words()}" for member in self.crew.members)
 
-    def _check(self, survivors: set[int]) -> None:
+    def _check(self) -> None:
         members = [member for member in (*self.crew.past, *self.crew.members) if member.orders is not None]
         logs = {member.number: member.orders.log_path for member in members if member.orders is not None}
         histories = load(logs, TOPICS)
@@ -249,13 +246,15 @@ class Chaos:
         outcome.torn = sum(violation.law == "torn" for violation in violations)
         outcome.lost = len(violations) - outcome.torn
         outcome.broken += map(str, violations)
-        outcome.pause_s = longest_pause_ns(histories, survivors, self._excluded()) / 1e9
+        outcome.pause_s = longest_pause_ns(histories, self._excluded) / 1e9
 
-    def _excluded(self) -> dict[str, list[tuple[int, int]]]:
-        """A stopped publisher may hold the lock, a stopped subscriber holds back publishers of a `wait` topic."""
-        publishers = [(begin, end) for kind, begin, end in self.crew.stops if kind == "publisher"]
-        everybody = [(begin, end) for kind, begin, end in self.crew.stops if kind != "daemon"]
-        return {topic: everybody if wait else publishers for topic, wait in TOPICS.items()}
+    def _excluded(self, topic: str, number: int) -> list[tuple[int, int]]:
+        """Its own stops, those of publishers, who may hold the lock, and on a `wait` topic those of subscribers."""
+        return [
+            (begin, end)
+            for member, begin, end in self.crew.stops
+            if member.number == number or member.kind == "publisher" or (TOPICS[topic] and member.kind == "subscriber")
+        ]
 
     def _look_for_leaks(self) -> None:
         """While a daemon runs, after a restart (which must come to the same), and after all was removed."""
@@ -270,7 +269,7 @@ class Chaos:
         self._ask(_nothing)
         after = leaks.descriptors(daemon.process.pid)
         if before != after:
-            outcome.leaked.append(f"descriptors of the daemon: {before}, of its successor: {after}")
+            outcome.leaked.append(f"descriptors, set against a fresh daemon's: {leaks.difference(after, before)}")
         outcome.leaked += leaks.in_shared_memory(instance, len(TOPICS))
         self._ask(_remove)
         self._tell(self.crew.end(daemon, PATIENCE_S))
@@ -281,7 +280,7 @@ class Chaos:
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return run(_with_client(self.crew.socket_path, what))
+                return asyncio.run(_with_client(self.crew.socket_path, what))
             except (DaemonUnavailable, Disconnected) as error:
                 if self.crew.deaths() or time.monotonic() > until:
                     raise ChaosFailed(f"there is no daemon: {error}; {self._last_words()}") from error

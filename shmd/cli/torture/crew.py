@@ -21,6 +21,8 @@ from shmd.cli.torture.participant import Orders
 Kind: TypeAlias = Literal["publisher", "subscriber", "daemon"]
 
 SOCKET_NAME: Final = "control.sock"
+READY: Final = "listening"
+"""A daemon says so."""
 _PACKAGE_PARENT: Final = str(Path(shmd.__file__).resolve().parent.parent)
 
 
@@ -65,8 +67,8 @@ class Crew:
     """Those alive, as far as we know."""
     past: list[Member] = field(default_factory=list)
     kills: int = 0
-    stops: list[tuple[Kind, int, int]] = field(default_factory=list)
-    """(kind, begin, end) of every stop, CLOCK_REALTIME in ns."""
+    stops: list[tuple[Member, int, int]] = field(default_factory=list)
+    """(who, begin, end) of every stop, CLOCK_REALTIME in ns."""
     _numbers: int = 0
 
     @property
@@ -122,9 +124,12 @@ class Crew:
             self._note_stop(victim)
 
     def end(self, victim: Member, timeout_s: float) -> str | None:
-        """SIGTERM, then wait for its end. What was wrong with that, or None."""
+        """SIGTERM to a daemon, then wait for its end. What was wrong with that, or None."""
+        starting = READY not in victim.last_words()
         victim.process.terminate()
-        return self.wait(victim, timeout_s)
+        wrong = self.wait(victim, timeout_s)
+        # Before it has a handler, the signal kills it.
+        return None if starting and victim.process.returncode == -signal.SIGTERM else wrong
 
     def wait(self, member: Member, timeout_s: float) -> str | None:
         """Wait for a member to end by itself. What was wrong with that, or None."""
@@ -154,7 +159,7 @@ class Crew:
 
     def _note_stop(self, member: Member) -> None:
         if member.stopped_ns is not None:
-            self.stops.append((member.kind, member.stopped_ns, time.time_ns()))
+            self.stops.append((member, member.stopped_ns, time.time_ns()))
             member.stopped_ns = None
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from shmd.cli.torture.history import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from shmd.cli.torture.history import Published, Receipt, Received, TopicHistory
 
@@ -176,22 +176,22 @@ class _Checker:
 
 
 def longest_pause_ns(
-    histories: Iterable[TopicHistory], survivors: set[int], excluded: Mapping[str, Sequence[tuple[int, int]]]
+    histories: Iterable[TopicHistory], excluded: Callable[[str, int], Sequence[tuple[int, int]]]
 ) -> int:
-    """The longest time for which a survivor got nowhere: between two answers to a publisher, or from a record's
-    publication to its arrival. ``excluded``: times, by topic, in which somebody was stopped who may hold others up.
+    """The longest time for which a participant that lived got nowhere: between two answers to a publisher, or from a
+    record's publication to its arrival. ``excluded``: by topic and participant, times in which it, or somebody whom it
+    must wait for, was stopped.
     """
     longest = 0
     for history in histories:
-        apart = sorted(excluded.get(history.name, ()))
         for story in history.published:
+            apart = sorted(excluded(history.name, story.writer))
             times = [attempt.time_ns for attempt in story.attempts if attempt.seq is not None]
-            if story.writer in survivors:
-                longest = max(longest, *(_without(a, b, apart) for a, b in itertools.pairwise(times)), 0)
+            longest = max(longest, *(_without(a, b, apart) for a, b in itertools.pairwise(times)), 0)
         for seen in history.received:
-            if seen.reader in survivors:
-                waits = (_without(receipt.sent_ns, receipt.received_ns, apart) for receipt in seen.receipts)
-                longest = max(longest, *waits, 0)
+            apart = sorted(excluded(history.name, seen.reader))
+            waits = (_without(receipt.sent_ns, receipt.received_ns, apart) for receipt in seen.receipts)
+            longest = max(longest, *waits, 0)
     return longest
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from shmd import inventory
@@ -14,6 +15,8 @@ from shmd.errors import SegmentInvalid
 if TYPE_CHECKING:
     from shmd.inventory import FoundRoster
 
+STANDARD_ERROR: Final = 2
+SETTLED_S: Final = 0.1
 GRACE_S: Final = 5.0
 """A daemon notices a death when its loop gets round to it; what stays so long is a leak."""
 
@@ -27,13 +30,36 @@ def in_shared_memory(instance: str, topics: int) -> list[str]:
 
 
 def descriptors(pid: int) -> list[str]:
-    """What a process has open beside its standard streams, sorted, without what tells two of a kind apart."""
+    """What a process has open beside its standard streams, sorted, without what tells two of a kind apart.
+
+    As soon as it stays the same from one look to the next: the last client may just be hanging up.
+    """
+    until = time.monotonic() + GRACE_S
+    found = _descriptors(pid)
+    while time.monotonic() < until:
+        time.sleep(SETTLED_S)
+        before, found = found, _descriptors(pid)
+        if before == found:
+            break
+    return found
+
+
+def _descriptors(pid: int) -> list[str]:
     found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
-            if int(name) > 2:
+            if int(name) > STANDARD_ERROR:
                 found.append(os.readlink(f"/proc/{pid}/fd/{name}").partition(":[")[0])
     return sorted(found)
+
+
+def difference(before: list[str], after: list[str]) -> str:
+    """What there is more of, and less of."""
+    more, less = Counter(after) - Counter(before), Counter(before) - Counter(after)
+    changes = [f"+{count} {name}" for name, count in more.items()] + [
+        f"-{count} {name}" for name, count in less.items()
+    ]
+    return ", ".join(changes)
 
 
 def segments(instance: str) -> list[str]:

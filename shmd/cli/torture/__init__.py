@@ -1,0 +1,1 @@
+"""``shmd torture``; the command is in ``command``, so that its processes need not import it."""

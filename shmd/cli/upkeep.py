@@ -1,0 +1,158 @@
+"""``shmd stop``, ``purge`` and ``fsck``: the end of a daemon, of its topics, and of what nobody needs any more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from shmd import inventory
+from shmd.cli.common import connect, daemon_options, json_option, readable, run, to_json
+from shmd.cli.tables import print_table, table
+from shmd.cli.topics import list_topics, remove_topics
+from shmd.config import DEFAULT_INSTANCE, instance_id
+from shmd.errors import DaemonUnavailable, ShmdError
+from shmd.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shmd.inventory import Found
+
+
+@click.command()
+@daemon_options
+def stop(socket_path: str | None, instance: str | None) -> None:
+    """Stop the daemon. Its topics stay, for the next one; `shmd purge` removes them."""
+    run(_stop(socket_path, instance))
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@daemon_options
+def purge(yes: bool, socket_path: str | None, instance: str | None) -> None:
+    """Remove every topic of the instance, also with no daemon running."""
+    try:
+        topics = run(list_topics(">", socket_path, instance))
+    except DaemonUnavailable as error:
+        _purge_without_daemon(instance or DEFAULT_INSTANCE, error, yes=yes)
+        return
+    if topics and not yes:
+        click.confirm(f"Remove {len(topics)} topics and all their records?", abort=True, err=True)
+    run(remove_topics([topic.name for topic in topics], socket_path, instance))
+
+
+@click.command()
+@click.option("--reclaim", is_flag=True, help="Remove the orphaned ones after showing all.")
+@json_option
+def fsck(reclaim: bool, as_json: bool) -> None:
+    """List every segment on this host that shmd made, and who still needs it; needs no daemon.
+
+    alive: its daemon runs, or somebody is attached. kept: for the instance's next daemon (`shmd purge` removes it).
+    orphaned: nothing will ever find it again.
+    """
+    segments = inventory.in_order(inventory.take().segments)
+    if as_json:
+        for found in segments:
+            click.echo(to_json(_fields(found)))
+    else:
+        _show(segments)
+    if reclaim:
+        _reclaim([found for found in segments if found.state == "orphaned"])
+
+
+async def _stop(socket_path: str | None, instance: str | None) -> None:
+    """Returns when its process is gone, if that can be seen from here."""
+    async with connect(socket_path, instance, "shmd stop") as client:
+        with contextlib.ExitStack() as stack:
+            pidfd = None
+            with contextlib.suppress(OSError):  # of another PID namespace
+                pidfd = os.pidfd_open(client.daemon_pid)
+                stack.callback(os.close, pidfd)
+            await client.stop_daemon()
+            if pidfd is not None:
+                await readable(pidfd)
+
+
+def _purge_without_daemon(instance: str, unavailable: DaemonUnavailable, *, yes: bool) -> None:
+    """By the roster that the daemon left; if there is none, the daemon is what was missing."""
+    instance_bytes = instance_id(instance, os.getuid())
+    segments = inventory.take().of(instance_bytes).segments
+    if not segments:
+        raise unavailable
+    if not yes:
+        _show(inventory.in_order(segments))
+        click.confirm(f"There is no daemon. Remove these {len(segments)} segments?", abort=True, err=True)
+    inventory.remove_instance(instance_bytes)
+
+
+def _reclaim(orphans: Sequence[Found]) -> None:
+    """Every one that can be removed; then the error, if there was one, of the last that could not."""
+    failures: list[ShmdError] = []
+    for found in orphans:
+        try:
+            inventory.reclaim(found)
+        except ShmdError as error:
+            failures.append(error)
+    click.echo(f"shmd: removed {len(orphans) - len(failures)} of {len(orphans)} orphaned segments", err=True)
+    for failure in failures[:-1]:
+        click.echo(f"shmd: {failure}", err=True)
+    if failures:
+        raise failures[-1]
+
+
+def _show(segments: Sequence[Found]) -> None:
+    if not segments:
+        return
+    shown = table(">SHMID", "KIND", "STATE", ">UID", ">ATTACHED", ">AGE", ">SIZE", "INSTANCE", "TOPIC")
+    for found in segments:
+        stat = found.stat
+        cells = (
+            stat.id,
+            found.kind,
+            found.state,
+            stat.cuid,
+            stat.attachments,
+            _age(found),
+            format_size(stat.size_bytes),
+        )
+        shown.add_row(*map(str, cells), Text(found.instance or found.instance_id.hex()), Text(found.topic))
+    print_table(shown)
+
+
+def _fields(found: Found) -> dict[str, Any]:
+    stat = found.stat
+    return {
+        "shmid": stat.id,
+        "key": stat.key,
+        "kind": found.kind,
+        "state": found.state,
+        "uid": stat.uid,
+        "creator_uid": stat.cuid,
+        "creator_pid": stat.creator_pid,
+        "mode": f"{stat.mode:04o}",
+        "attachments": stat.attachments,
+        "age_s": _age_s(found),
+        "size_bytes": stat.size_bytes,
+        "instance": found.instance,
+        "instance_id": found.instance_id.hex(),
+        "topic": found.topic,
+        "topic_id": found.topic_id.hex(),
+    }
+
+
+def _age_s(found: Found) -> int:
+    """Since its owner or mode was last changed, which shmd does once, when it makes it."""
+    return max(0, int(time.time()) - found.stat.change_time)
+
+
+def _age(found: Found) -> str:
+    seconds = _age_s(found)
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
