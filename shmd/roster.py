@@ -330,7 +330,7 @@ def open_roster(instance: str, instance_id: bytes) -> Roster:
 
 def _recognise(held: segment.Segment, instance: str, instance_id: bytes) -> Roster | None:
     """The roster in a segment that we once created; None if it is something else."""
-    if held.size_bytes == layout.ROSTER_BYTES and not any(held.buf[: layout.HEADER_BYTES]):
+    if held.size_bytes == layout.ROSTER_BYTES and _core.load_word(held.mapping, 0) == 0:
         _format(held, instance, instance_id)  # its maker was killed before it could
         return Roster(held, None)
     try:

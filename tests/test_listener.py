@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shmd import limits
+from shmd import limits, liveness
 from shmd.errors import ConfigError
-from shmd.listener import Listener, peer_credentials
+from shmd.listener import Listener, peer_credentials, peer_pidfd
 from shmd.policy import Credentials
 from tests.children import STRANGER_GID, STRANGER_UID, become_stranger, in_child, needs_root
 
@@ -263,8 +263,21 @@ class TestPeerCredentials:
         one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with one, other:
             assert peer_credentials(one) == Credentials(
-                uid=os.geteuid(), gid=os.getegid(), pid=os.getpid(), groups=frozenset(os.getgroups())
+                uid=os.geteuid(),
+                gid=os.getegid(),
+                pid=os.getpid(),
+                groups=frozenset(os.getgroups()),
+                start_time=liveness.start_time(os.getpid()),
             )
+
+    def test_pidfd_is_of_the_process_that_connected_and_not_inherited(self) -> None:
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with one, other:
+            pidfd = peer_pidfd(one)
+            assert pidfd is not None
+            assert f"Pid:\t{os.getpid()}" in Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+            assert not os.get_inheritable(pidfd)
+            os.close(pidfd)
 
     @needs_root
     @pytest.mark.parametrize("count", [0, 1, 3, 256, 257, 5000])

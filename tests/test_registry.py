@@ -21,6 +21,7 @@ from shmd.errors import (
     VersionMismatch,
 )
 from shmd.protocol import (
+    Bye,
     Cancel,
     Close,
     Declare,
@@ -47,12 +48,14 @@ from shmd.protocol import (
 )
 from shmd.registry import (
     INCARNATION_MAX,
-    AwaitDeath,
+    AwaitResume,
     CreateTopic,
     DestroyTopic,
+    ForgetParticipant,
     GrantSlot,
     HangUp,
     IgnoreDeath,
+    NoteParticipant,
     Quotas,
     ReleaseSlot,
     ReportStat,
@@ -113,6 +116,7 @@ class TestHello:
             instance_id=IDENTITY.instance_id,
             ipc_namespace=4,
             pid=DAEMON.pid,
+            roster_id=IDENTITY.roster_id,
         )
 
     def test_client_of_another_version_is_refused_and_hung_up_on(self, world: World) -> None:
@@ -121,7 +125,7 @@ class TestHello:
         assert isinstance(effects[0], Send)
         assert isinstance(effects[0].message, Refused)
         assert effects[0].message.code == VersionMismatch.code
-        assert isinstance(effects[1], HangUp)
+        assert isinstance(effects[-1], HangUp)
         assert world.registry.client_left(number) == []
 
     def test_client_of_another_ipc_namespace_is_refused_and_told_to_share_it(self, world: World) -> None:
@@ -130,7 +134,7 @@ class TestHello:
         assert isinstance(effects[0].message, Refused)
         assert effects[0].message.code == NamespaceMismatch.code
         assert "--ipc=host" in (effects[0].message.hint or "")
-        assert isinstance(effects[1], HangUp)
+        assert isinstance(effects[-1], HangUp)
 
     def test_client_that_cannot_tell_its_ipc_namespace_is_welcome(self, world: World) -> None:
         assert isinstance(world.ask(world.connect(), Hello(id=1, major=1, minor=0, ipc_namespace=0)), Welcome)
@@ -145,7 +149,7 @@ class TestHello:
 
     def test_client_that_never_says_hello_is_hung_up_on_when_it_is_due(self, world: World) -> None:
         silent, polite = world.connect(), world.client()
-        assert [type(effect) for effect in world.registry.hello_overdue(silent)] == [HangUp]
+        assert [type(effect) for effect in world.registry.hello_overdue(silent)] == [IgnoreDeath, HangUp]
         assert world.registry.hello_overdue(polite) == []
         assert world.registry.hello_overdue(silent) == []
 
@@ -158,7 +162,7 @@ class TestOffences:
         assert world.replies[client][-1] == Refused(id=0, code="protocol-error", message="garbage")
         assert isinstance(world.ask(client, ListTopics(id=world.new_id())), TopicList)
         effects = world.registry.protocol_error(client, ProtocolError("garbage"))
-        assert [type(effect) for effect in effects] == [Send, HangUp]
+        assert [type(effect) for effect in effects] == [Send, IgnoreDeath, HangUp]
         assert world.registry.request(client, ListTopics(id=world.new_id())) == []
 
     def test_live_id_used_again_breaks_the_protocol_and_changes_nothing(self, world: World) -> None:
@@ -323,10 +327,10 @@ class TestPublishers:
         publish(world, holder, options=EXCLUSIVE)
         publish(world, holder, "shared")
         world.leave(holder)
-        assert AwaitDeath(holder) in world.log
+        world.resume_overdue(holder)
         assert isinstance(world.refused(other, OpenPublisher(id=world.new_id(), topic="t")), TopicBusy)
         world.process_died(holder)
-        assert world.log == [RingBells("t")]
+        assert world.log[-3:] == [IgnoreDeath(holder), RingBells("t"), RingBells("shared")]
         publish(world, other)
 
     def test_exclusive_lease_outlives_a_hang_up(self, world: World) -> None:
@@ -376,7 +380,7 @@ class TestPublishers:
         publish(world, client)
         publish(world, client)
         world.leave(client)
-        assert world.log == [RingBells("t")]
+        assert world.log == [AwaitResume(client, 1), RingBells("t")]
 
 
 class TestSubscribers:
@@ -422,13 +426,24 @@ class TestSubscribers:
         world.ask(client, Close(id=world.new_id(), handle=first.id))
         assert subscribe(world, client).slot == first.slot
 
-    def test_departed_subscriber_gives_its_slots_back_before_the_bells_ring_once(self, world: World) -> None:
+    @pytest.mark.parametrize("how", ["bye", "death", "absent death"])
+    def test_subscriber_that_is_gone_gives_its_slots_back_before_the_bells_ring_once(
+        self, world: World, how: str
+    ) -> None:
         client = world.client()
         declare(world, client)
         subscribe(world, client)
         subscribe(world, client)
-        world.leave(client)
-        assert [type(effect) for effect in world.log] == [ReleaseSlot, ReleaseSlot, RingBells]
+        if how == "bye":
+            world.send(client, Bye(id=world.new_id()))
+        else:
+            if how == "absent death":
+                world.leave(client)
+            world.process_died(client)
+        kinds = [type(effect) for effect in world.log if not isinstance(effect, Send | HangUp)]
+        assert kinds == [*[ReleaseSlot, ForgetParticipant] * 2, IgnoreDeath, RingBells]
+        assert not world.slots
+        assert not world.notes
 
     def test_closing_what_is_not_open_is_done_and_does_nothing(self, world: World) -> None:
         client, other = world.client(), world.client()
@@ -469,9 +484,10 @@ class TestWatches:
         handle = watch(world, watcher, "t")
         world.send(creator, OpenPublisher(id=101, topic="t", options=WAIT))
         world.topic_made("t")
-        assert [type(effect) for effect in world.log] == [GrantSlot, Send, Send]
+        kinds = [type(effect) for effect in world.log]
+        assert kinds == [GrantSlot, NoteParticipant, Send, NoteParticipant, Send]
         assert world.log[0] == GrantSlot("t", 0, 1, tethered=True)
-        assert world.log[1] == Send(watcher, TopicAdded(watch=handle, topic="t", existing=False))
+        assert world.log[2] == Send(watcher, TopicAdded(watch=handle, topic="t", existing=False))
         grant = subscribe(world, watcher, watch=handle)
         assert (grant.slot, grant.incarnation, grant.from_start) == (0, 1, True)
 
@@ -604,7 +620,7 @@ class TestRemoval:
         world.ask(client, RemoveTopic(id=world.new_id(), topic="t"))
         declare(world, client)
         assert subscribe(world, client, watch=handle).from_start
-        world.leave(client)
+        world.send(client, Bye(id=world.new_id()))
         assert not world.slots
 
     def test_peeker_is_told_of_one_removal_not_of_all(self, world: World) -> None:
@@ -704,7 +720,7 @@ class TestQuotas:
         assert isinstance(effects[0].message, Refused)
         assert effects[0].message.code == LimitExceeded.code
         assert "2" in effects[0].message.message
-        assert isinstance(effects[1], HangUp)
+        assert isinstance(effects[-1], HangUp)
         world.leave(first)
         world.client()
         assert second in world.replies

@@ -1,7 +1,8 @@
 """The registry against a plain model: any events in any order, and after each the two must agree.
 
 The model knows nothing of queues or seats. It keeps one dictionary of what each live handle stands for, one set of
-unanswered requests, and what the replies that came must have meant. ``World`` (broker_rules) checks every effect.
+unanswered requests, and what the replies that came must have meant. ``World`` (broker_rules) checks every effect. What
+an absent client holds stays in the dictionary until it says bye, or its process dies; its watches do not.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.uids: dict[int, int] = {}
         self.opened: dict[tuple[int, int], Opened] = {}
         self.pending: dict[tuple[int, int], str] = {}
-        self.leases: dict[int, set[bytes]] = {}
+        self.absent: dict[int, int] = {}
         self.read: dict[int, int] = {}
         self.publisher_numbers: set[int] = set()
         self.asked: dict[tuple[int, int], protocol.Request] = {}
@@ -91,7 +92,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(target=clients, uid=st.sampled_from(UIDS))
     def connect(self, uid: int) -> Any:
-        crowded = len(self.uids) >= QUOTAS.clients or list(self.uids.values()).count(uid) >= QUOTAS.clients_per_uid
+        known = [*self.uids.values(), *self.absent.values()]
+        crowded = len(known) >= QUOTAS.clients or known.count(uid) >= QUOTAS.clients_per_uid
         number = self.world.connect(uid)
         assert (number not in self.world.replies) == crowded
         if crowded:
@@ -104,9 +106,54 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(client=consumes(clients))
     def leave(self, client: int) -> None:
         if client in self.world.replies:
+            uid = self.uids[client]
             self._gone(client)
             self.world.leave(client)
+            self._absent(client, uid)
             self._hear()
+
+    @rule(client=clients)
+    def say_bye(self, client: int) -> None:
+        if client in self.world.replies:
+            self._released(client)
+            self.world.send(client, protocol.Bye(id=2**50))
+            assert client not in self.world.replies
+            self._hear()
+
+    @precondition(lambda self: self.absent)
+    @rule(target=clients, data=st.data())
+    def resume(self, data: st.DataObject) -> Any:
+        client = data.draw(st.sampled_from(sorted(self.absent)))
+        uid = self.absent[client]
+        if len(self.uids) + len(self.absent) >= QUOTAS.clients:
+            return multiple()
+        if [*self.uids.values(), *self.absent.values()].count(uid) >= QUOTAS.clients_per_uid:
+            return multiple()
+        assert self.world.resume(client, uid=uid).resumed
+        self.uids[client] = self.absent.pop(client)
+        self.read[client] = len(self.world.replies[client])
+        self._hear()
+        return client
+
+    @precondition(lambda self: self.absent)
+    @rule(data=st.data())
+    def resume_is_overdue(self, data: st.DataObject) -> None:
+        client = data.draw(st.sampled_from(sorted(self.absent)))
+        self.world.resume_overdue(client)
+        self._absent(client, self.absent.pop(client))
+        self._hear()
+
+    @precondition(lambda self: not self.world.creating)
+    @rule()
+    def restart(self) -> None:
+        uids = self.uids | self.absent
+        for client in list(self.uids):
+            self._gone(client)
+        self.absent.clear()
+        self.world.restart()
+        for client, uid in uids.items():
+            self._absent(client, uid)
+        self._hear()
 
     @rule(client=clients)
     def speak_garbage(self, client: int) -> None:
@@ -179,11 +226,11 @@ class RegistryMachine(RuleBasedStateMachine):
             self.world.topic_failed(name, RequestRefused("no memory"))
         self._hear()
 
-    @precondition(lambda self: self.world.dying)
+    @precondition(lambda self: self.world.living)
     @rule(data=st.data())
     def process_dies(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.world.dying)))
-        self.leases.pop(number, None)
+        number = data.draw(st.sampled_from(sorted(self.world.living)))
+        self._released(number)
         self.world.process_died(number)
         self._hear()
 
@@ -217,7 +264,9 @@ class RegistryMachine(RuleBasedStateMachine):
     def _hear(self) -> None:
         """Let the model learn from every message that was not heard yet."""
         for client in [number for number in self.uids if number not in self.world.replies]:
+            uid = self.uids[client]
             self._gone(client)
+            self._absent(client, uid)
         for effect in self.world.log:
             name = getattr(effect, "topic", None)
             if type(effect).__name__ == "DestroyTopic":
@@ -268,24 +317,38 @@ class RegistryMachine(RuleBasedStateMachine):
         assert policy.may(policy.Credentials(uid, uid, 0), ownership, want)
 
     def _exclusive_holders(self, life: bytes) -> list[int]:
-        holders = [client for (client, _), what in self.opened.items() if what.exclusive and what.life == life]
-        return holders + [client for client, lives in self.leases.items() if life in lives]
+        return [client for (client, _), what in self.opened.items() if what.exclusive and what.life == life]
 
     def _gone(self, client: int) -> None:
         del self.uids[client]
         del self.read[client]
         for key in [key for key in self.pending if key[0] == client]:
             del self.pending[key]
+        for key in [key for key, what in self.opened.items() if key[0] == client and what.kind == "watch"]:
+            del self.opened[key]
+
+    def _absent(self, client: int, uid: int) -> None:
+        """It is not connected; if it holds something, the registry remembers it."""
+        if client in self.world.living:
+            self.absent[client] = uid
+        else:
+            assert not [key for key in self.opened if key[0] == client]
+
+    def _released(self, client: int) -> None:
+        """It holds nothing any more."""
+        self.absent.pop(client, None)
+        if client in self.uids:
+            self._gone(client)
         for key in [key for key in self.opened if key[0] == client]:
-            what = self.opened.pop(key)
-            if what.exclusive:
-                self.leases.setdefault(client, set()).add(what.life)
+            del self.opened[key]
 
     def _topic_gone(self, name: str) -> None:
         live = {info.topic_id for info in self.world.topics.values()}
         for key, what in list(self.opened.items()):
             if what.topic == name and what.life not in live:
                 del self.opened[key]
+        for client in [client for client in self.absent if client not in self.world.living]:
+            del self.absent[client]
 
     # --- what must hold after every step ---
 
@@ -301,7 +364,11 @@ class RegistryMachine(RuleBasedStateMachine):
         watches = [what for what in self.opened.values() if what.kind == "watch"]
         for topic in {place[0] for place in self.world.slots}:
             kept = sum(1 for place in self.world.slots if place[0] == topic and place not in subscribers)
-            assert kept <= sum(names.matches(watch.pattern, topic) for watch in watches)
+            life = self.world.topics[topic].topic_id
+            noted = [note for note in self.world.notes.values() if note.kind == "kept" and note.topic_id == life]
+            assert kept == len(noted)
+            known = {note.client for note in noted}
+            assert kept <= sum(names.matches(watch.pattern, topic) for watch in watches) or known & self.world.absences.keys()
 
     @invariant()
     def every_exclusive_topic_has_one_publisher_at_most(self) -> None:
@@ -326,12 +393,12 @@ class RegistryMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When everybody has left and died, nothing is held any more."""
         for client in list(self.world.replies):
-            self._gone(client)
             self.world.leave(client)
         for name in list(self.world.creating):
             self.world.topic_made(name)
-        for number in list(self.world.dying):
+        for number in list(self.world.living):
             self.world.process_died(number)
+        assert not self.world.notes
         assert not self.world.slots
         assert not self.world.creating
         root = self.world.client(0)

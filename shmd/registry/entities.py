@@ -85,7 +85,7 @@ class Seats:
         return Seat(slot, self._incarnations[slot])
 
     def give_back(self, seat: Seat) -> None:
-        if self._incarnations[seat.slot] < INCARNATION_MAX:
+        if max(seat.incarnation, self._incarnations[seat.slot]) < INCARNATION_MAX:
             heapq.heappush(self._free, seat.slot)
 
 

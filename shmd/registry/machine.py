@@ -61,7 +61,7 @@ class Registry:
         try:
             self._state.add_client(number, credentials)
         except LimitExceeded as error:
-            return [Send(number, protocol.refusal(0, error)), HangUp(number, error.message), IgnoreDeath(number)]
+            return [Send(number, protocol.refusal(0, error)), IgnoreDeath(number), HangUp(number, error.message)]
         return []
 
     def hello_overdue(self, number: int) -> list[Effect]:
