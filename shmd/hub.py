@@ -31,7 +31,7 @@ from shmd.session import Session
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from shmd import _core, protocol
     from shmd.attachment import Role
@@ -137,6 +137,12 @@ class Seat:
         return self._hub.session.close_handle(self.handle)
 
 
+async def told(closings: Collection[asyncio.Future[Any]]) -> None:
+    """Wait until the daemon knows of these, or is gone, or is too slow to wait for: it will know in time."""
+    if closings:
+        await asyncio.wait(closings, timeout=limits.REQUEST_TIMEOUT_S)
+
+
 def give_back_dropped(dropped: object, loop: asyncio.AbstractEventLoop, release: Callable[[], object]) -> None:
     """What a finalizer does about an object that nobody closed: warn, and ``release`` in the loop, if there still is
     one.
@@ -237,8 +243,7 @@ class Hub:
         joins = set(self.tasks)
         closings, errors = self._release_members()
         try:
-            if waits := joins | closings:
-                await asyncio.wait(waits)
+            await told(joins | closings)
         finally:
             self._hang_up()
         if errors:
