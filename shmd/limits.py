@@ -31,7 +31,7 @@ RECORD_SIZE_DIVISOR: Final = 4
 SUBSCRIBERS_PER_TOPIC_MAX: Final = 1024
 """Slots in a ctl segment: 64 KiB, scanned by a publisher that looks for room."""
 
-# --- reading and publishing --------------------------------------------------------------------------------------------
+# --- reading and publishing -------------------------------------------------------------------------------------------
 READ_BATCH_BYTES: Final = 64 * KIB
 """How much a subscriber copies out at a time: fits the L2 cache, costs about 5 µs."""
 YIELD_RECORDS: Final = 256
@@ -52,7 +52,7 @@ LOCK_TURNS: Final = 4
 RECHECK_HOSTILE_S: Final = 1.0
 """Where participants have different uids a sleeper looks again this often, since a hostile one could spoil bells."""
 LATEST_TOPICS_MAX: Final = 256
-"""Logs a client keeps attached for ``latest``; each costs address space and a mapping, of which a process has 65,530."""
+"""Logs a client keeps attached for ``latest``; each costs address space and one of a process's 65,530 mappings."""
 
 # --- the control socket -----------------------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = 64 * KIB
@@ -92,7 +92,7 @@ TOPICS_MAX: Final = 2_000
 HANDLES_PER_CLIENT_MAX: Final = 4_096
 """Publishers, subscribers and watches of one client."""
 TOTAL_BYTES_DEFAULT: Final = 4 * GIB
-"""All segments of one daemon together, unless configured: pre-faulted memory cannot be swapped away by anyone's mistake."""
+"""All segments of one daemon together, unless configured: pre-faulted memory is taken from everybody else."""
 ACCEPT_PAUSE_S: Final = 0.1
 """Pause after accept() failed for want of descriptors or memory: overload is not a crash."""
 PREFAULT_CHUNK_BYTES: Final = 16 * MIB

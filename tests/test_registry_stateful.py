@@ -32,7 +32,7 @@ from shmd.protocol import (
     WaitSubscribers,
     Watch,
 )
-from shmd.registry import Quotas
+from shmd.registry import DestroyTopic, HangUp, Quotas, ReportStat, Send
 from tests.broker_rules import DAEMON, OVERHEAD_BYTES, World
 
 TOPICS = ["a.x", "a.y", "b"]
@@ -83,7 +83,6 @@ class RegistryMachine(RuleBasedStateMachine):
         self.opened: dict[tuple[int, int], Opened] = {}
         self.pending: dict[tuple[int, int], str] = {}
         self.leases: dict[int, set[bytes]] = {}
-        self.read: dict[int, int] = {}
         self.publisher_numbers: set[int] = set()
         self.asked: dict[tuple[int, int], protocol.Request] = {}
 
@@ -97,7 +96,6 @@ class RegistryMachine(RuleBasedStateMachine):
         if crowded:
             return multiple()
         self.uids[number] = uid
-        self.read[number] = 0
         self._send(number, protocol.Hello(id=2**40, major=1, minor=0, pid_namespace=1 + uid % 2))
         return number
 
@@ -195,37 +193,29 @@ class RegistryMachine(RuleBasedStateMachine):
             return
         key = (client, message.id)
         live = key in self.opened or key in self.pending
-        answers_before = len(self.world.replies[client])
         if not live and not isinstance(message, Cancel):
             self.asked[key] = message
             self.pending[key] = getattr(message, "topic", "")
         self.world.perform(self.world.registry.request(client, message))
-        if live and client in self.world.replies:
-            answer = self.world.replies[client][answers_before]
-            assert isinstance(answer, Refused)
-            assert answer.code == ProtocolError.code
-            self.read[client] = answers_before + 1
-        if isinstance(message, protocol.StatTopic) and not live:
-            self._stat_is_answered(key)
+        if live:
+            answer, *self.world.log = self.world.log
+            assert isinstance(answer, Send)
+            assert isinstance(answer.message, Refused)
+            assert answer.message.code == ProtocolError.code
         self._hear()
 
-    def _stat_is_answered(self, key: tuple[int, int]) -> None:
-        # Its answer comes from the segments, which only a daemon has; World has checked the effect.
-        if any(getattr(effect, "request_id", None) == key[1] for effect in self.world.log):
-            self.pending.pop(key, None)
-
     def _hear(self) -> None:
-        """Let the model learn from every message that was not heard yet."""
-        for client in [number for number in self.uids if number not in self.world.replies]:
-            self._gone(client)
+        """Let the model learn from what has just happened, in its order."""
         for effect in self.world.log:
-            name = getattr(effect, "topic", None)
-            if type(effect).__name__ == "DestroyTopic":
-                self._topic_gone(str(name))
-        for client, replies in self.world.replies.items():
-            for message in replies[self.read[client] :]:
-                self._learn(client, message)
-            self.read[client] = len(replies)
+            match effect:
+                case Send(client, message):
+                    self._learn(client, message)
+                case ReportStat(client, request_id):
+                    del self.pending[client, request_id]  # the daemon answers it
+                case DestroyTopic(name):
+                    self._topic_gone(name)
+                case HangUp(client):
+                    self._gone(client)
 
     def _learn(self, client: int, message: protocol.Outbound) -> None:
         if isinstance(message, TopicAdded):
@@ -273,7 +263,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def _gone(self, client: int) -> None:
         del self.uids[client]
-        del self.read[client]
         for key in [key for key in self.pending if key[0] == client]:
             del self.pending[key]
         for key in [key for key in self.opened if key[0] == client]:

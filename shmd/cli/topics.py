@@ -16,7 +16,7 @@ from shmd.errors import NoSuchTopic, ShmdError
 from shmd.units import format_size
 
 if TYPE_CHECKING:
-    from shmd.protocol import TopicInfo, TopicStat
+    from shmd import TopicInfo, TopicStat
 
 WIDTH_UNLIMITED: Final = 4096
 """In columns: wider than any table here."""

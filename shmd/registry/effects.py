@@ -25,7 +25,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class HangUp:
-    """Close the connection once what was sent before is out. The registry has already forgotten the client."""
+    """Close the connection; what the peer left unread is lost. The registry has already forgotten the client."""
 
     client: int
     reason: str
