@@ -127,7 +127,7 @@ class Log:
     def ring(self, bell_fd: int) -> None:
         """Write 0 to an eventfd, unconditionally."""
     def close(self) -> None:
-        """Give the mappings' exports back; later use raises ClosedError. BufferError while Appenders or Cursors live."""
+        """Give the mappings back; later use raises ClosedError. BufferError while Appenders or Cursors live."""
 
 @final
 class Record(Generic[T]):
