@@ -114,6 +114,8 @@ class Broker:
             effects = self._registry.protocol_error(number, error)
         else:
             logger.debug("client %d: %r", number, message)
+            if isinstance(message, protocol.Hello):
+                self._peers[number].hello_timer.cancel()  # or it would wake an idle daemon once for each client
             effects = self._registry.request(number, message)
         self._perform(effects)
 
@@ -138,6 +140,8 @@ class Broker:
         for effect in effects:
             match effect:
                 case Send(client, message, bells_of):
+                    if isinstance(message, protocol.Welcome):
+                        self._peers[client].hello_timer.cancel()  # or it would wake an idle daemon for nothing
                     bells = self._topics[bells_of].bells if bells_of else ()
                     self._peers[client].connection.send(protocol.encode(message), bells)
                 case HangUp(client, reason):
