@@ -24,8 +24,17 @@ setup(
             "shmd._core",
             sources=[f"csrc/{name}.c" for name in SOURCES],
             depends=["csrc/shmd.h", "csrc/layout.h", "csrc/atomics.h", "csrc/failpoint.h"],
-            define_macros=[("Py_LIMITED_API", "0x030B0000"), *([("SHMD_FAILPOINTS", "1")] if os.environ.get("SHMD_TEST_BUILD") else [])],
-            extra_compile_args=["-std=c11", "-O2", "-fvisibility=hidden", *WARNINGS, *os.environ.get("SHMD_CFLAGS", "").split()],
+            define_macros=[
+                ("Py_LIMITED_API", "0x030B0000"),
+                *([("SHMD_FAILPOINTS", "1")] if os.environ.get("SHMD_TEST_BUILD") else []),
+            ],
+            extra_compile_args=[
+                "-std=c11",
+                "-O2",
+                "-fvisibility=hidden",
+                *WARNINGS,
+                *os.environ.get("SHMD_CFLAGS", "").split(),
+            ],
             extra_link_args=os.environ.get("SHMD_LDFLAGS", "").split(),
             py_limited_api=True,
         )

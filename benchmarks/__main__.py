@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QUICK_RECORDS = 300
+DISTURBED_PERCENT = 5.0
+"""Of all CPU time: with more than this, single rounds are off by half, and with them the ratios."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,13 +72,15 @@ def _measure_and_print(options: argparse.Namespace) -> None:
     places = placements(options.pin)
     rounds = 2 if options.quick else options.rounds
     facts = {**machine.facts(), "loop": options.loop, "rounds": rounds, "seconds": options.seconds}
-    stolen, total = machine.stolen_and_total_s()
+    before = machine.Load.now()
     results = _measure(options, places, rounds)
-    stolen, total = (now - before for now, before in zip(machine.stolen_and_total_s(), (stolen, total), strict=True))
-    facts["stolen_percent"] = 100 * stolen / total if total else 0.0
+    disturbance = machine.Load.now().disturbance_since(before)
+    facts |= disturbance
     found = verdicts(results, places)
     for name, fact in facts.items():
         print(f"{name:16}{fact if not isinstance(fact, float) else format(fact, '.3g')}")
+    if sum(disturbance.values()) > DISTURBED_PERCENT:
+        print("\nDISTURBED: others had too much of the CPUs meanwhile. Repeat when the machine is quiet.")
     print()
     print(tables(results, places, found))
     if options.json:

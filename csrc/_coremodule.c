@@ -1379,6 +1379,8 @@ static PyObject *Reservation_commit(PyObject *op, PyObject *unused) {
 
 static PyObject *Reservation_abandon(PyObject *op, PyObject *unused) {
     (void)unused;
+    if (((Reservation *)op)->exports > 0)
+        return PyErr_Format(PyExc_BufferError, "views of the reservation are alive: they could write into later records");
     reservation_end((Reservation *)op);
     Py_RETURN_NONE;
 }

@@ -5,9 +5,9 @@ something could still touch it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Generic, TypeVar, final
+from typing import Any, Final, Generic, Self, TypeVar, final
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
 
 T = TypeVar("T")
 Explain = Callable[[bytes, Exception], Exception]
@@ -97,7 +97,9 @@ class Log:
     ``ctl`` may be None for one who only looks (``newest``, ``stat``).
     """
 
-    def __init__(self, log: Mapping, ctl: Mapping | None, *, name: str, topic_id: bytes, capacity: int, flags: int) -> None: ...
+    def __init__(
+        self, log: Mapping, ctl: Mapping | None, *, name: str, topic_id: bytes, capacity: int, flags: int
+    ) -> None: ...
     @property
     def name(self) -> str: ...
     @property
@@ -125,7 +127,7 @@ class Log:
     def ring(self, bell_fd: int) -> None:
         """Write 0 to an eventfd, unconditionally."""
     def close(self) -> None:
-        """Give the mappings' exports back; every later use raises ClosedError. BufferError while Appenders or Cursors live."""
+        """Give the mappings back; later use raises ClosedError. BufferError while Appenders or Cursors live."""
 
 @final
 class Record(Generic[T]):
@@ -183,8 +185,15 @@ class Cursor:
     """A subscriber's place in one log. Seek, join, then read."""
 
     def __init__(
-        self, log: Log, *, slot: int, incarnation: int, tethered: bool, space_fd: int,
-        decode: Callable[[bytes], Any], explain: Explain | None,
+        self,
+        log: Log,
+        *,
+        slot: int,
+        incarnation: int,
+        tethered: bool,
+        space_fd: int,
+        decode: Callable[[bytes], Any],
+        explain: Explain | None,
     ) -> None: ...
     def seek_start(self) -> None:
         """Position 0, before record 1: for a grant that came ``from_start``."""
@@ -196,8 +205,8 @@ class Cursor:
     def seek_last(self) -> bool: ...
     def seek_all(self) -> bool: ...
     def seek_seq(self, seq: int, steps: int) -> bool:
-        """The record ``seq``, or the oldest (then ``lost`` counts from ``seq``), or, if it is in the future, the end, from
-        where earlier records are skipped. False after ``steps`` records: call again to go on."""
+        """The record ``seq``, or the oldest (then ``lost`` counts from ``seq``), or, if it is in the future, the end,
+        from where earlier records are skipped. False after ``steps`` records: call again to go on."""
     def seek_time(self, time_ns: int, steps: int) -> bool:
         """The first record at or after ``time_ns``, or the end. False: call again to go on."""
     space_fd: int
@@ -230,15 +239,14 @@ class Cursor:
 class Appender:
     """A publisher's end of one log. Not for two threads at a time (the GIL sees to that)."""
 
-    def __init__(
-        self, log: Log, *, publisher: int, bell_fd: int, yield_records: int, yield_s: float
-    ) -> None: ...
+    def __init__(self, log: Log, *, publisher: int, bell_fd: int, yield_records: int, yield_s: float) -> None: ...
     def append(self, payload: Buffer) -> int:
-        """Publish: lock, copy, commit, ring. The sequence number (≥ 1), or FULL, or BUSY. RecordTooLarge, CorruptTopic."""
+        """Publish: lock, copy, commit, ring. The sequence number (≥ 1), FULL or BUSY. RecordTooLarge, CorruptTopic."""
     def append_many(self, payloads: Sequence[Buffer]) -> int:
         """The same for several, all or nothing, one commit, one bell. The last one's sequence number; FULL; BUSY."""
     def arm_space(self) -> bool:
-        """About to sleep until there is room (for what the last append wanted). True: sleep on the space bell. False: try again."""
+        """About to sleep until there is room for what the last append wanted. True: sleep on the space bell. False: try
+        again."""
     def reserve(self, size_bytes: int) -> Reservation | int:
         """Exclusive topics: room for one record, to be written in place. FULL if there is none."""
     bell_fd: int

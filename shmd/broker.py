@@ -232,6 +232,8 @@ class Broker:
     def _speak(self, effect: Send | HangUp | Rebind) -> None:
         match effect:
             case Send(client, message, bells_of):
+                if isinstance(message, protocol.Welcome):
+                    self._peers[client].hello_timer.cancel()  # or it would wake an idle daemon for nothing
                 bells = self._topics[bells_of].bells if bells_of else ()
                 self._peers[client].connection.send(protocol.encode(message), bells)
             case HangUp(client, reason):

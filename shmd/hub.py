@@ -42,7 +42,7 @@ from shmd.notifier import BellSet
 from shmd.retake import retake
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Collection, Coroutine, Iterator
     from pathlib import Path
 
     from shmd import _core, protocol
@@ -68,6 +68,12 @@ class Watcher(Protocol):
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
     async def watch_again(self, session: Session) -> None:
         """The watch ended with the connection: make it again, and join what came meanwhile."""
+
+
+async def told(closings: Collection[asyncio.Future[Any]]) -> None:
+    """Wait until the daemon knows of these, or is gone, or is too slow to wait for: it will know in time."""
+    if closings:
+        await asyncio.wait(closings, timeout=limits.REQUEST_TIMEOUT_S)
 
 
 def give_back_dropped(dropped: object, loop: asyncio.AbstractEventLoop, release: Callable[[], object]) -> None:
@@ -239,8 +245,7 @@ class Hub:
         self.closed = True
         closings, errors = self._release_members()
         try:
-            if waits := self._end_tasks() | closings:
-                await asyncio.wait(waits)
+            await told(self._end_tasks() | closings)
             with contextlib.suppress(Disconnected, DaemonUnavailable):
                 await self.link.say_bye()
         finally:

@@ -34,7 +34,7 @@ SUBSCRIBERS_PER_TOPIC_MAX: Final = 1024
 TOPIC_TIMEOUT_S_MAX: Final = 10 * 365 * 86_400.0
 """``idle_ttl`` and ``stall_timeout``: ten years, which any clock here can count. To say "for ever", leave them out."""
 
-# --- reading and publishing --------------------------------------------------------------------------------------------
+# --- reading and publishing -------------------------------------------------------------------------------------------
 READ_BATCH_BYTES: Final = 64 * KIB
 """How much a subscriber copies out at a time: fits the L2 cache, costs about 5 µs."""
 YIELD_RECORDS: Final = 256
@@ -60,7 +60,7 @@ STALL_REPORT_S: Final = 1.0
 RECHECK_HOSTILE_S: Final = 1.0
 """Where participants have different uids a sleeper looks again this often, since a hostile one could spoil bells."""
 LATEST_TOPICS_MAX: Final = 256
-"""Logs a client keeps attached for ``latest``; each costs address space and a mapping, of which a process has 65,530."""
+"""Logs a client keeps attached for ``latest``; each costs address space and one of a process's 65,530 mappings."""
 
 # --- the control socket -----------------------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = 64 * KIB
@@ -117,7 +117,7 @@ ROSTER_READ_ATTEMPTS: Final = 16
 HANDLES_PER_CLIENT_MAX: Final = 4_096
 """Publishers, subscribers and watches of one client."""
 TOTAL_BYTES_DEFAULT: Final = 4 * GIB
-"""All segments of one daemon together, unless configured: pre-faulted memory cannot be swapped away by anyone's mistake."""
+"""All segments of one daemon together, unless configured: pre-faulted memory is taken from everybody else."""
 ACCEPT_PAUSE_S: Final = 0.1
 """Pause after accept() failed for want of descriptors or memory: overload is not a crash."""
 PREFAULT_CHUNK_BYTES: Final = 16 * MIB

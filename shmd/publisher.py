@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from copy import copy
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from shmd import _core, limits, protocol
-from shmd.errors import ClosedError, Disconnected, InvalidOption, TopicFull, TopicLocked, TopicRemoved, UsageError
-from shmd.hub import forked_error, give_back_dropped
+from shmd.errors import ClosedError, InvalidOption, TopicFull, TopicLocked, TopicRemoved, UsageError
+from shmd.hub import forked_error, give_back_dropped, told
 from shmd.patience import Patience
 from shmd.seat import Seat, Sleeper
 from shmd.topic_options import options_of
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_TURN_PARTS: Final = 2
+"""The appender calls out after half a turn: the loop may have come round meanwhile, which ``_begin_turn`` finds out."""
+
 
 class PublisherSeat(Seat):
     """The publisher's end of the log. ``append`` and ``append_many`` raise ``error`` instead, once there is one."""
@@ -52,8 +55,8 @@ class PublisherSeat(Seat):
             self.log,
             publisher=self.number,
             bell_fd=self._bells.record_fd,
-            yield_records=limits.YIELD_RECORDS,
-            yield_s=limits.YIELD_S,
+            yield_records=limits.YIELD_RECORDS // _TURN_PARTS,
+            yield_s=limits.YIELD_S / _TURN_PARTS,
         )
         self.append: Callable[[Buffer], int] = self.appender.append
         self.append_many: Callable[[list[Buffer]], int] = self.appender.append_many
@@ -128,6 +131,7 @@ class Publisher(Generic[T]):
         self._encode = codec.encode
         self._appender = seat.appender
         self._in_line = 0
+        self._turning = False
         self._turn = asyncio.Lock()
         hub.members.add(self)
 
@@ -162,7 +166,7 @@ class Publisher(Generic[T]):
             payload = self._encode(value)
         except Exception as error:
             raise self._codec.refusal(value, error) from error
-        if not self._in_line and not self._appender.due:
+        if not self._in_line and (not self._appender.due or self._begin_turn()):
             seq = self._seat.append(payload)
             if seq > 0:
                 return seq
@@ -193,7 +197,7 @@ class Publisher(Generic[T]):
         if not payloads:
             self._seat.check()
             return 0
-        if not self._in_line and not self._appender.due:
+        if not self._in_line and (not self._appender.due or self._begin_turn()):
             seq = self._seat.append_many(payloads)
             if seq > 0:
                 return seq
@@ -251,8 +255,7 @@ class Publisher(Generic[T]):
         """
         closing = self.release()
         if closing is not None:
-            with contextlib.suppress(Disconnected):
-                await closing
+            await told([closing])
 
     def release(self) -> asyncio.Future[Any] | None:
         """For the client: ``close`` without waiting."""
@@ -279,12 +282,26 @@ class Publisher(Generic[T]):
                 await asyncio.sleep(0)
         return payloads
 
+    def _begin_turn(self) -> bool:
+        """Due: perhaps only because nothing was published for a while. So once before it yields it goes on, and has the
+        loop say when it comes round. False if it did not come round since the last time: now it must have its turn.
+        """
+        if self._turning:
+            return False
+        self._turning = True
+        self._hub.loop.call_soon(self._turned)
+        self._appender.turned()
+        return True
+
+    def _turned(self) -> None:
+        self._turning = False
+
     async def _publish_in_line(self, append: Callable[[], int]) -> int:
         """Wait for our turn, then until ``append`` succeeds."""
         self._in_line += 1
         try:
             async with self._turn:
-                if self._appender.due:
+                if self._appender.due and not self._begin_turn():
                     await asyncio.sleep(0)
                     self._appender.turned()
                 patience: Patience | None = None

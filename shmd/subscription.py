@@ -18,7 +18,6 @@ wildcards goes on, also with a topic that is later created under the same name.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections import deque
 from copy import copy
@@ -29,7 +28,6 @@ from shmd.errors import (
     ClosedError,
     ConcurrentUse,
     CorruptTopic,
-    Disconnected,
     InvalidOption,
     NoRecord,
     NoSuchTopic,
@@ -38,7 +36,7 @@ from shmd.errors import (
     ShmdError,
     TopicRemoved,
 )
-from shmd.hub import forked_error, give_back_dropped, logger
+from shmd.hub import forked_error, give_back_dropped, logger, told
 from shmd.joined_topic import JoinedTopic, Wakeful
 from shmd.seat import Doze
 from shmd.start import seek_first
@@ -157,12 +155,8 @@ class Subscription(_core.Feed[T]):
         Twice is fine. Returns when the daemon knows; cancelled meanwhile, it is closed all the same.
         """
         closing = self.release()
-        joins = list(self._joins)
-        if joins:
-            await asyncio.wait(joins)
         if closing is not None:
-            with contextlib.suppress(Disconnected):
-                await closing
+            await told({closing, *self._joins})
 
     def release(self) -> asyncio.Future[Any] | None:
         """For the client: ``close`` without waiting."""
@@ -323,17 +317,18 @@ class Subscription(_core.Feed[T]):
     def _read(self) -> bool:
         """Get records from the next hot topic that has some. False: all are dry."""
         hot = self._hot
-        for topic in tuple(hot):
-            hot.rotate(-1)  # whoever is read comes last the next time
+        for place, topic in enumerate(hot, 1):
             try:
                 count = topic.cursor.read(self, limits.READ_BATCH_BYTES)
             except CorruptTopic as error:
                 self._leave(topic, error)
                 raise
             if count:
+                hot.rotate(-place)  # who was read, and who was dry before it, come last the next time
                 return True
             if topic.removed and not topic.cursor.available:
                 self._leave(topic, topic.failure or TopicRemoved(f"topic {topic.info.name!r} was removed"))
+                return self._read()
         return False
 
     def _leave(self, topic: JoinedTopic, reason: ShmdError) -> None:

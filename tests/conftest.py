@@ -10,6 +10,7 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -40,6 +41,11 @@ hypothesis.settings.load_profile(
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Started in the background or by nohup, this process ignores these signals, and so would all that the tests start.
+    actions: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    for number, action in actions.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, action)
     config.addinivalue_line("markers", "both_loops: run this async test on asyncio's and on uvloop's event loop")
     config.addinivalue_line("markers", "may_block: this test calls blocking functions inside the event loop on purpose")
 

@@ -40,7 +40,9 @@ def main(failpoint: str, action: str, skip: int, log_id: int, ctl_id: int, topic
         number = 0
         for incarnation in range(1000, 1000 + ROUNDS):
             log.slot_grant(SLOT, incarnation, tethered=False)
-            cursor = _core.Cursor(log, slot=SLOT, incarnation=incarnation, tethered=True, space_fd=bell, decode=bytes, explain=None)
+            cursor = _core.Cursor(
+                log, slot=SLOT, incarnation=incarnation, tethered=True, space_fd=bell, decode=bytes, explain=None
+            )
             while not (cursor.seek_new() and cursor.join()):
                 pass
             cursor.arm()

@@ -53,7 +53,7 @@ class Interrupted:
 
 
 async def interruptions(make: Callable[[], Awaitable[T]]) -> AsyncIterator[tuple[str, T | None]]:
-    """Run ``make()`` again and again, cancelled at its first suspension, its second, and so on, until there is no other.
+    """Run ``make()`` again and again, cancelled at its first suspension, at its second, and so on to its last.
 
     Gives ("cancelled", None) or ("done", result) after each run; one that swallows its cancellation is done.
     """

@@ -50,7 +50,8 @@ def test_benchmarks_measure_every_peer_payload_and_floor_in_one_run(tmp_path: Pa
     assert len(written["goals"]) == 6
     for goal in written["goals"]:
         assert f"{goal['goal']} " in done.stdout
-    assert {"cpu", "cores", "kernel", "python", "packages", "date"} <= written["machine"].keys()
+    facts = {"cpu", "cores", "kernel", "python", "packages", "date", "stolen_percent", "others_percent"}
+    assert facts <= written["machine"].keys()
 
 
 def test_benchmarks_say_what_went_wrong_when_a_peer_fails(tmp_path: Path) -> None:

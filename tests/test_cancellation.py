@@ -66,7 +66,10 @@ async def test_publisher_cancelled_gives_its_lease_back(shmd_client: shmd.Client
     assert cancelled >= 2
 
 
-async def test_subscribe_cancelled_gives_its_slots_back(shmd_client: shmd.Client, shmd_connect: Connect) -> None:
+async def test_subscribe_cancelled_gives_its_slots_back(
+    shmd_client: shmd.Client, shmd_connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SEEK_STEPS", 2)
     other = await shmd_connect()
     for name in ("t.a", "t.b"):
         async with other.publisher(name, when_full="wait") as publisher:
@@ -81,7 +84,7 @@ async def test_subscribe_cancelled_gives_its_slots_back(shmd_client: shmd.Client
         for name in ("t.a", "t.b"):
             await assert_nothing_open(shmd_client, name)
         assert descriptors() == before
-    assert cancelled >= 6
+    assert cancelled >= 10
 
 
 async def test_join_of_a_later_topic_cancelled_by_close_leaves_nothing(
@@ -131,6 +134,7 @@ async def test_wait_for_subscribers_cancelled_leaves_nothing_pending(shmd_client
                 await opening
 
         async for _ in interruptions(wait_for_one):
+            await shmd_client.stat("t")  # a close() that was cancelled may still be on its way
             assert shmd_client._hub.link.session._pending == {}
 
 

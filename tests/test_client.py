@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -293,6 +295,25 @@ async def test_clients_of_a_stopped_daemon_learn_of_it(shmd_client: shmd.Client,
     await until(lambda: shmd_client.state == "disconnected")
     with pytest.raises(shmd.DaemonUnavailable):
         await shmd.connect(shmd_daemon.socket_path)
+
+
+async def test_close_does_not_wait_for_a_daemon_that_is_stopped(
+    shmd_daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REQUEST_TIMEOUT_S", 0.01)
+    client = await shmd.connect(shmd_daemon.socket_path)
+    publisher, subscription = await client.publisher("t"), await client.subscribe("t")
+    os.kill(shmd_daemon.pid, signal.SIGSTOP)
+    try:
+        await publisher.close()
+        await subscription.close()
+        await client.close()
+    finally:
+        os.kill(shmd_daemon.pid, signal.SIGCONT)
+    async with shmd.connect(shmd_daemon.socket_path) as client:
+        stat = await client.stat("t")
+        assert stat is not None
+        assert (stat.publishers, stat.subscribers) == ((), ())
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_msgpack_refuses_every_truncated_payload(value: object, data: st.DataObj
 def test_msgpack_refuses_bytes_after_the_value(value: object, rest: bytes) -> None:
     codec = make_codec()
     payload = encode(codec, value)
-    with pytest.raises(DecodeError, match=f"{len(rest)} bytes follow it"):
+    with pytest.raises(DecodeError, match="trailing"):
         decode(codec, payload + rest)
 
 
@@ -106,7 +106,7 @@ def test_msgpack_refuses_bytes_after_the_value(value: object, rest: bytes) -> No
         pytest.param(b"\xc9\xff\xff\xff\xff\x01", id="extension of 4 GiB"),
         pytest.param(b"\x91" * 100_000 + b"\x01", id="nested 100,000 deep"),
         pytest.param(b"\x81" * 100_000, id="keys nested 100,000 deep"),
-        pytest.param(b"\x81\x90\x01", id="key that cannot be one"),
+        pytest.param(b"\x81\x81\x01\x01\x01", id="key that cannot be one"),
         pytest.param(b"\xc1", id="reserved"),
         pytest.param(b"\xa2\xff\xfe", id="text that is none"),
         pytest.param(b"\xc7\x0c\xff" + b"\xff" * 12, id="time that is none"),

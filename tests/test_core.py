@@ -42,7 +42,6 @@ class TestMapping:
                 _core.Appender(log, publisher=1, bell_fd=topic.bell, yield_records=1, yield_s=1.0)
             log.close()
 
-
     def test_word_is_stored_and_loaded_whole(self) -> None:
         with local_topic() as topic:
             mapping = topic.log_segment.mapping
@@ -236,7 +235,7 @@ class TestFork:
             refused = []
             for use in (lambda: appender.append(b"child"), cursor.arm, topic.log.stat, lambda: cursor.read(feed, 100)):
                 try:
-                    use()  # type: ignore[operator]
+                    use()
                 except ForkedError:
                     refused.append("refused")
             cursor.close()
@@ -320,7 +319,9 @@ def test_core_gives_back_what_it_takes() -> None:
 
         def one_round() -> None:
             topic.log.slot_grant(0, 1, tethered=False)
-            cursor = _core.Cursor(topic.log, slot=0, incarnation=1, tethered=True, space_fd=-1, decode=decode, explain=None)
+            cursor = _core.Cursor(
+                topic.log, slot=0, incarnation=1, tethered=True, space_fd=-1, decode=decode, explain=None
+            )
             cursor.seek_all()
             cursor.join()
             appender.append(b"x" * 50)
@@ -350,6 +351,6 @@ def test_core_gives_back_what_it_takes() -> None:
             for _ in range(1000):
                 one_round()
             gc.collect()
-            assert sys.getallocatedblocks() - before < 100
+            assert sys.getallocatedblocks() - before < 500  # a leak of one object a round is 1000
         finally:
             loop.close()

@@ -133,4 +133,3 @@ def test_production_build_has_no_failpoints() -> None:
     assert _core.failpoints() == ()
     with pytest.raises(ValueError, match="append_locked"):
         _core.failpoint_set("append_locked", "kill")
-

@@ -6,7 +6,8 @@ import asyncio
 import fcntl
 import os
 import select
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -14,6 +15,10 @@ from shmd.notifier import BellSet, make_bell, ring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+ORPHAN_S = 60
+"""After this the child takes it that nobody is there to end it."""
 
 
 @pytest.fixture
@@ -179,24 +184,25 @@ class TestBellSet:
 class TestInALoop:
     async def test_sleepers_in_other_processes_wake_on_every_ring(self, bells: BellSet, bell: int, other: int) -> None:
         """A child echoes each ring of one bell on another; a lost wake-up would hang."""
+        loop, answered = asyncio.get_running_loop(), asyncio.Event()
+        poll = select.epoll()
+        poll.register(bell, select.EPOLLIN | select.EPOLLET)
+        bells.add(other, answered.set)
+        poll.poll(0)  # the edges of registering
+        bells.dispatch()
         child = os.fork()
         if child == 0:
-            _echo(bell, other, rounds=2000)
-        loop = asyncio.get_running_loop()
-        answered = asyncio.Event()
-        bells.add(other, answered.set)
+            _echo(poll, other)
         loop.add_reader(bells.fileno(), bells.dispatch)
         try:
-            await answered.wait()  # the edge of registering
-            answered.clear()
-            await answered.wait()  # the child is ready
             for _ in range(2000):
                 answered.clear()
                 ring(bell)
                 await answered.wait()
         finally:
             loop.remove_reader(bells.fileno())
-            os.kill(child, 9)
+            poll.close()
+            os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)  # noqa: ASYNC222 - it was killed
 
     async def test_failing_callback_reaches_the_loops_exception_handler(self, bells: BellSet, bell: int) -> None:
@@ -213,13 +219,8 @@ class TestInALoop:
         loop.remove_reader(bells.fileno())
 
 
-def _echo(bell: int, answer: int, rounds: int) -> None:
-    """In the child: wait for each ring of ``bell`` and ring ``answer``; never returns."""
-    poll = select.epoll()
-    poll.register(bell, select.EPOLLIN | select.EPOLLET)
-    poll.poll()
-    ring(answer)
-    for _ in range(rounds):
-        poll.poll()
+def _echo(poll: select.epoll, answer: int) -> NoReturn:
+    """In the child: ring ``answer`` after each ring that ``poll`` sees, as long as some come."""
+    while poll.poll(ORPHAN_S):
         ring(answer)
-    os._exit(0)
+    os._exit(1)

@@ -150,6 +150,19 @@ async def test_publisher_keeps_the_order_of_tasks_that_wait(shmd_client: shmd.Cl
         assert [task.result() for task in waiting] == list(range(count + 1, count + 201))
 
 
+async def test_publisher_lets_nobody_overtake_those_who_wait_when_there_is_room_again(shmd_client: shmd.Client) -> None:
+    async with (
+        shmd_client.publisher("t", size=SMALL, when_full="wait") as publisher,
+        shmd_client.subscribe("t") as subscription,
+    ):
+        count = await fill(publisher)
+        waiting = asyncio.create_task(publisher.publish("first"))
+        await started(waiting)
+        assert subscription.get_nowait().value == 0  # room for all, but who waits has not run yet
+        assert await publisher.publish("second") == count + 2
+        assert await waiting == count + 1
+
+
 async def test_publisher_lets_other_tasks_run_while_it_never_has_to_wait(shmd_client: shmd.Client) -> None:
     async with shmd_client.publisher("t") as publisher:
 

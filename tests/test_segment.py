@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sysv_ipc
-from tests.children import STRANGER_GID, STRANGER_UID, become_stranger, enter_ipc_namespace, in_child, needs_root
 
 from shmd import limits, segment, sysv
 from shmd.errors import (
@@ -26,6 +25,7 @@ from shmd.errors import (
     SegmentLimit,
     SegmentNoMemory,
 )
+from tests.children import STRANGER_GID, STRANGER_UID, become_stranger, enter_ipc_namespace, in_child, needs_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -448,15 +448,11 @@ class TestPermissions:
 
         def as_stranger() -> list[int | None]:
             become_stranger()
-            refusals = []
-            for action in (
-                lambda: segment.set_permissions(made.id, STRANGER_UID, STRANGER_GID, 0o666),
-                lambda: segment.remove(made.id),
-            ):
-                with pytest.raises(SegmentAccessDenied, match="owner") as refused:
-                    action()
-                refusals.append(refused.value.errno)
-            return refusals
+            with pytest.raises(SegmentAccessDenied, match="owner") as change:
+                segment.set_permissions(made.id, STRANGER_UID, STRANGER_GID, 0o666)
+            with pytest.raises(SegmentAccessDenied, match="owner") as removal:
+                segment.remove(made.id)
+            return [change.value.errno, removal.value.errno]
 
         assert in_child(as_stranger) == [errno.EPERM, errno.EPERM]
         assert (made.stat().uid, made.stat().removed) == (os.getuid(), False)
