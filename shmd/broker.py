@@ -114,8 +114,6 @@ class Broker:
             effects = self._registry.protocol_error(number, error)
         else:
             logger.debug("client %d: %r", number, message)
-            if isinstance(message, protocol.Hello):
-                self._peers[number].hello_timer.cancel()  # or it would wake an idle daemon once for each client
             effects = self._registry.request(number, message)
         self._perform(effects)
 
