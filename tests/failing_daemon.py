@@ -36,7 +36,8 @@ async def serve(runtime_dir: Path, *, ephemeral: bool) -> None:
     async with Daemon(DaemonConfig(runtime_dir=runtime_dir, ephemeral=ephemeral, total_bytes=64 << 20)) as daemon:
         serving = asyncio.create_task(daemon.serve_forever())
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
-        print("listening", flush=True)
+        sys.stdout.write("listening\n")
+        sys.stdout.flush()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
 

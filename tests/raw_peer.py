@@ -58,9 +58,7 @@ class RawPeer:
         return peer
 
     @classmethod
-    async def to(
-        cls, daemon: Daemon, *, hello: bool = True, name: str = "raw", resume: RawPeer | None = None
-    ) -> Self:
+    async def to(cls, daemon: Daemon, *, hello: bool = True, name: str = "raw", resume: RawPeer | None = None) -> Self:
         return await cls.connect(daemon.socket_path, hello=hello, name=name, resume=resume)
 
     @property

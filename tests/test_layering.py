@@ -34,6 +34,7 @@ LAYERS: Final = {
     "attachment": 2,
     "codec": 2,
     "config": 2,
+    "inventory": 2,
     "liveness": 2,
     "notifier": 2,
     "roster": 2,
@@ -73,8 +74,8 @@ LAYERS: Final = {
 """A module, or a package with all that is in it, and its layer. It may import from its own layer and those below."""
 DAEMON_END: Final = {"broker", "daemon", "stalls"}
 CLIENT_END: Final = {name for name, layer in LAYERS.items() if layer == 4} - DAEMON_END
-FOR_EDGES: Final = {"config", "daemon", "errors", "limits", "units"}
-"""What edges use beside the public API (``import shmd``): its words, and what it takes to run a daemon."""
+FOR_EDGES: Final = {"config", "daemon", "errors", "inventory", "limits", "units"}
+"""What edges use beside the public API (``import shmd``): its words, what runs a daemon, what needs none."""
 WORLD: Final = {
     *("asyncio", "ctypes", "fcntl", "multiprocessing", "os", "pathlib", "random", "resource", "secrets", "select"),
     *("selectors", "signal", "socket", "subprocess", "tempfile", "threading", "time"),

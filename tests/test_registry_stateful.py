@@ -280,7 +280,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if isinstance(message, TopicAdded):
             self._check_added(client, message)
             return
-        if isinstance(message, TopicGone):
+        if isinstance(message, TopicGone | protocol.Untethered):
             return
         key = (client, message.id)
         if message.id == 0:
@@ -368,7 +368,10 @@ class RegistryMachine(RuleBasedStateMachine):
             noted = [note for note in self.world.notes.values() if note.kind == "kept" and note.topic_id == life]
             assert kept == len(noted)
             known = {note.client for note in noted}
-            assert kept <= sum(names.matches(watch.pattern, topic) for watch in watches) or known & self.world.absences.keys()
+            assert (
+                kept <= sum(names.matches(watch.pattern, topic) for watch in watches)
+                or known & self.world.absences.keys()
+            )
 
     @invariant()
     def every_exclusive_topic_has_one_publisher_at_most(self) -> None:
