@@ -268,6 +268,13 @@ class Client:
         message = protocol.RemoveTopic(id=self._next_id(), topic=names.check_topic(topic))
         await self._hub.link.request(message, protocol.Done)
 
+    async def stop_daemon(self) -> None:
+        """Tell the daemon to end; it then hangs up. Its topics stay, as their lifetimes say.
+
+        For the daemon's own user and root (``PermissionDenied``). Raises ``Disconnected``.
+        """
+        await self._hub.link.request(protocol.Stop(id=self._next_id()), protocol.Done)
+
     async def close(self) -> None:
         """Close everything that was opened through this client, and hang up. Twice is fine.
 

@@ -15,8 +15,8 @@ from shmd import errors
 
 API: Final = {
     "Client": {
-        *("close", "daemon_pid", "instance", "latest", "publisher", "remove", "stat", "state", "subscribe"),
-        *("topic", "topics"),
+        *("close", "daemon_pid", "events", "instance", "latest", "publisher", "remove", "stat", "state", "subscribe"),
+        *("stop_daemon", "topic", "topics"),
     },
     "Publisher": {
         *("close", "info", "number", "publish", "publish_many", "publish_nowait", "record_size_max", "reserve"),

@@ -17,7 +17,7 @@ from shmd.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shmd.protocol import TopicInfo, TopicStat
+    from shmd import TopicInfo, TopicStat
 
 
 @click.command()

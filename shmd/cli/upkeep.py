@@ -35,10 +35,12 @@ def stop(socket_path: str | None, instance: str | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @daemon_options
 def purge(yes: bool, socket_path: str | None, instance: str | None) -> None:
-    """Remove every topic of the instance, also with no daemon running."""
+    """Remove every topic of the instance. Without a daemon, of --instance or the default one."""
     try:
         topics = run(list_topics(">", socket_path, instance))
     except DaemonUnavailable as error:
+        if socket_path or (instance is None and os.environ.get("SHMD_SOCKET")):
+            raise  # a socket does not say whose it would be
         _purge_without_daemon(instance or DEFAULT_INSTANCE, error, yes=yes)
         return
     if topics and not yes:

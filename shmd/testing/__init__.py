@@ -34,7 +34,7 @@ class StartDaemon(Protocol):
     """Type of the fixture ``shmd_start``."""
 
     def __call__(
-        self, *arguments: str, instance: str | None = None, runtime_dir: Path | None = None
+        self, *arguments: str, instance: str | None = None, runtime_dir: Path | None = None, ephemeral: bool = True
     ) -> DaemonProcess: ...
 
 
@@ -61,8 +61,10 @@ def shmd_start(request: pytest.FixtureRequest) -> Iterator[StartDaemon]:
     """A function that starts daemons (see ``DaemonProcess.start``), all stopped and cleaned up after the test."""
     daemons: list[DaemonProcess] = []
 
-    def start(*arguments: str, instance: str | None = None, runtime_dir: Path | None = None) -> DaemonProcess:
-        daemons.append(DaemonProcess.start(*arguments, instance=instance, runtime_dir=runtime_dir))
+    def start(
+        *arguments: str, instance: str | None = None, runtime_dir: Path | None = None, ephemeral: bool = True
+    ) -> DaemonProcess:
+        daemons.append(DaemonProcess.start(*arguments, instance=instance, runtime_dir=runtime_dir, ephemeral=ephemeral))
         return daemons[-1]
 
     with contextlib.ExitStack() as stack:
@@ -107,7 +109,7 @@ def _close_daemons(daemons: list[DaemonProcess], item: pytest.Item) -> None:
     for daemon in reversed(daemons):
         try:
             if leftovers := daemon.close():
-                item.add_report_section("teardown", "shmd", f"removed after killed daemon {daemon.pid}: {leftovers}")
+                item.add_report_section("teardown", "shmd", f"removed after daemon {daemon.pid}: {leftovers}")
         except DaemonFailed as failure:
             failures.append(str(failure))
     if failures:

@@ -7,7 +7,6 @@ the tests after it, and says which they were.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import select
@@ -20,9 +19,14 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from shmd.testing.resources import sysvipc
+from shmd import inventory
+from shmd.config import instance_id
+from shmd.errors import UsageError
+
+if TYPE_CHECKING:
+    from shmd.inventory import Found
 
 START_TIMEOUT_S: Final = 30.0
 """For a daemon to say that it is ready: it takes a fraction of a second, but machines that run tests are busy."""
@@ -46,7 +50,7 @@ class DaemonProcess:
     instance: str
     runtime_dir: Path
     socket_path: str
-    _earlier_segments: frozenset[int] = field(repr=False)
+    ephemeral: bool = True
     _ended_by_test: bool = field(default=False, repr=False)
     _killed: bool = field(default=False, repr=False)
 
@@ -56,9 +60,12 @@ class DaemonProcess:
         *arguments: str,
         instance: str | None = None,
         runtime_dir: Path | None = None,
+        ephemeral: bool = True,
         timeout_s: float = START_TIMEOUT_S,
     ) -> DaemonProcess:
         """Start a daemon and wait until it is ready; ``arguments`` are further ones of ``shmd serve``.
+
+        One that is not ``ephemeral`` leaves its topics to a successor when it is stopped, or else to ``close``.
 
         ``instance`` and ``runtime_dir`` default to fresh ones; give those of an earlier daemon to start its successor.
         ``DaemonFailed`` if it ends or is not ready within ``timeout_s`` seconds.
@@ -66,16 +73,16 @@ class DaemonProcess:
         instance = instance or f"test-{secrets.token_hex(6)}"
         runtime_dir = runtime_dir or _short_temporary_directory()
         socket_path = str(runtime_dir / "control.sock")
-        earlier = frozenset(int(row["shmid"]) for row in sysvipc("shm"))
         command = [sys.executable, "-m", "shmd", "serve", "--instance", instance]
         command += ["--runtime-dir", str(runtime_dir), "--socket", socket_path, *arguments]
+        command += ["--ephemeral"] if ephemeral else []
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, (runtime_dir / "log").open("ab") as log:
             notify.bind(str(runtime_dir / "notify"))
             environment = os.environ | {"NOTIFY_SOCKET": str(runtime_dir / "notify"), "PYTHONPATH": _python_path()}
             process = subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
-            daemon = cls(process, instance, runtime_dir, socket_path, earlier)
+            daemon = cls(process, instance, runtime_dir, socket_path, ephemeral)
             try:
                 _wait_ready(process, notify, timeout_s)
             except BaseException as error:
@@ -114,9 +121,9 @@ class DaemonProcess:
         self.process.wait()
 
     def close(self) -> str:
-        """Stop the daemon if it runs, and remove all that it left. Says what it removed that a killed daemon may leave.
+        """Stop the daemon if it runs, and remove all that it left. Says what that was.
 
-        ``DaemonFailed`` if it ended without being told to, with an error, or left something though it was not killed.
+        ``DaemonFailed`` if it ended without being told to, with an error, or, ephemeral and not killed, left something.
         """
         status = self.process.poll()
         crashed = status is not None and not self._ended_by_test
@@ -126,25 +133,23 @@ class DaemonProcess:
         leftovers = self.remove_leftovers()
         if crashed or (status != 0 and not self._killed):
             raise DaemonFailed(f"the daemon ended with status {status}; its log:\n{log}")
-        if leftovers and not self._killed:
+        if leftovers and self.ephemeral and not self._killed:
             raise DaemonFailed(f"the daemon left behind: {leftovers}; its log:\n{log}")
         return leftovers
 
     def remove_leftovers(self) -> str:
-        """Remove what the ended daemon left: segments that it made, and its runtime directory. What that was."""
-        import sysv_ipc
-
-        found = []
-        for row in sysvipc("shm"):
-            shmid, creator = int(row["shmid"]), int(row["cpid"])
-            if creator == self.pid and shmid not in self._earlier_segments:
-                found.append(f"shmid {shmid}")
-                with contextlib.suppress(sysv_ipc.Error):
-                    sysv_ipc.remove_shared_memory(shmid)
+        """Remove what the ended daemon left: its instance's segments, and its runtime directory. What that was."""
+        found = [f"shmid {segment.stat.id}" for segment in self._remove_segments()]
         files = (path for path in self.runtime_dir.rglob("*") if not path.is_dir() and path.name not in ("log", "lock"))
         found += sorted(str(path.relative_to(self.runtime_dir)) for path in files)
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
         return ", ".join(found)
+
+    def _remove_segments(self) -> list[Found]:
+        try:
+            return inventory.remove_instance(instance_id(self.instance, os.getuid()))
+        except UsageError:
+            return []  # they are its running successor's
 
 
 def _wait_ready(process: subprocess.Popen[bytes], notify: socket.socket, timeout_s: float) -> None:

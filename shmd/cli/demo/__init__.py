@@ -98,7 +98,9 @@ async def _daemon() -> AsyncIterator[str]:
     """A daemon in this process, with nothing that outlives it. Gives its socket's path."""
     with tempfile.TemporaryDirectory(prefix="shmd-demo-") as directory:
         socket_path = Path(directory, "control.sock")
-        config = DaemonConfig(instance=f"demo-{os.getpid()}", runtime_dir=Path(directory), socket_path=socket_path)
+        config = DaemonConfig(
+            instance=f"demo-{os.getpid()}", runtime_dir=Path(directory), socket_path=socket_path, ephemeral=True
+        )
         async with Daemon(config) as daemon:
             serving = asyncio.create_task(daemon.serve_forever())
             try:
