@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ def fsck(reclaim: bool, as_json: bool) -> None:
 
 async def _stop(socket_path: str | None, instance: str | None) -> None:
     """Returns when its process is gone, if that can be seen from here."""
+    logging.getLogger("shmd.client").setLevel(logging.ERROR)  # that the daemon hangs up is what was asked for
     async with connect(socket_path, instance, "shmd stop") as client:
         with contextlib.ExitStack() as stack:
             pidfd = None

@@ -101,8 +101,11 @@ class DaemonProcess:
 
     @property
     def log(self) -> str:
-        """What the daemon wrote to standard output and standard error so far."""
-        return (self.runtime_dir / "log").read_text(errors="replace")
+        """What the daemon, and others before it in this runtime directory, wrote so far; nothing once that is gone."""
+        try:
+            return (self.runtime_dir / "log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """SIGTERM, then wait. The exit status; ``DaemonFailed`` if it does not end within ``timeout_s`` seconds."""
