@@ -82,7 +82,7 @@ class Client:
         """``"disconnected"``: the daemon went away; publishers and subscriptions go on, requests wait for it."""
         if self._hub.closed:
             return "closed"
-        return "connected" if self._hub.link.connected else "disconnected"
+        return "disconnected" if self._hub.adrift else "connected"
 
     def events(self) -> EventStream:
         """The events of this connection from now on, as an asynchronous iterator that ends with ``closed``.
@@ -124,7 +124,8 @@ class Client:
         participant is gone). Times are in seconds or like ``"10s"``: after ``idle_ttl`` without any participant it is
         removed, and a subscriber that holds publishers back for ``stall_timeout`` without reading on no longer does
         (by default neither ever happens). None means: as it is, or the default. ``TopicMismatch`` names both values
-        where it exists with others; ``InvalidName``, ``InvalidOption``, ``PermissionDenied``, ``LimitExceeded``, ``Disconnected``.
+        where it exists with others; ``InvalidName``, ``InvalidOption``, ``PermissionDenied``, ``LimitExceeded``,
+        ``Disconnected``.
         """
         options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout)
         message = protocol.Declare(id=self._next_id(), topic=names.check_topic(name), options=options)

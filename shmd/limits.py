@@ -90,7 +90,7 @@ RECONNECT_MIN_S: Final = 0.01
 RECONNECT_MAX_S: Final = 1.0
 """Pauses double up to this, each drawn at random from 0 to its length: a thousand clients do not come back at once."""
 CLIENT_EVENTS_MAX: Final = 64
-"""Events of a connection kept for a program that does not read them: half an hour of a daemon that crashes each minute."""
+"""Events of a connection that wait for a program to read them: half an hour of a daemon that crashes each minute."""
 RESUME_S: Final = 10.0
 """A client that hung up and has not resumed for so long no longer holds publishers back: ten times the longest pause
 between two attempts to reconnect. It keeps its slots until its process is proven dead."""

@@ -304,7 +304,7 @@ class Subscription(_core.Feed[T]):
         if until is not None:
             self._look_again()
         while not self.ready and not self._read():
-            if until is not None and time() >= until:
+            if self._over is None and until is not None and time() >= until:
                 return False
             await self._wait(until)
         turn_ends = time() + limits.YIELD_S

@@ -22,15 +22,19 @@ API: Final = {
         *("close", "info", "number", "publish", "publish_many", "publish_nowait", "record_size_max", "reserve"),
         *("topic", "wait_for_subscribers"),
     },
-    "Subscription": {"close", "get", "get_many", "get_nowait", "lost", "pattern", "topics"},
+    "Subscription": {"close", "get", "get_many", "get_nowait", "lost", "pattern", "tethered", "topics"},
     "Record": {"lost", "publisher", "raw", "seq", "time", "time_ns", "topic", "value"},
     "TopicInfo": set(),
     "TopicStat": set(),
     "PublisherStat": set(),
     "SubscriberStat": set(),
+    "ClientEvent": {"kind", "reason", "resumed"},
 }
 """Public classes, and the members promised of those that are more than a record of fields."""
-AMONG_OURSELVES: Final = {"Publisher": {"release"}, "Subscription": {"open", "release", "topic_added"}}
+AMONG_OURSELVES: Final = {
+    "Publisher": {"forked", "release"},
+    "Subscription": {"forked", "open", "release", "topic_added", "watch_again"},
+}
 """Called by other modules of shmd; promised to nobody."""
 FUNCTIONS: Final = {"connect"}
 # The classes for single errnos stand in shmd.errors: whoever asks that precisely imports from there.
