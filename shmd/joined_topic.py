@@ -64,7 +64,7 @@ class JoinedTopic(Seat):
     @property
     def tethered(self) -> bool:
         """Whether publishers wait for us, if they wait for anybody."""
-        return self.info.when_full != "wait" or (self._tethered and self.cursor.tethered)
+        return self.info.when_full != "wait" or (self._tethered and self._has_tether())
 
     def enter(self) -> None:
         self.cursor = self._make_cursor(self._grant, self._bells)
@@ -109,11 +109,7 @@ class JoinedTopic(Seat):
 
     async def resume(self, session: Session) -> None:
         await super().resume(session)
-        self.check_tether()
-        while self._joined and self._tethered and not (self.released or self.cursor.tethered):
-            self._go_on_from_here(self.cursor)
-            if not self.cursor.join():
-                await asyncio.sleep(0)
+        await self._tether_again()
 
     async def reopen(self, session: Session) -> None:
         """Another slot, and its cursor right where ours stands: no gap, and nothing twice."""
@@ -143,7 +139,7 @@ class JoinedTopic(Seat):
         # Ours leaves only after the other has its tether: publishers wait for one of them at any time.
         old, self.cursor = self.cursor, cursor
         old.close()
-        self.handle = granted.id
+        self._grant, self.handle = granted, granted.id
         self.swap_bells(bells)
         if self._joined:
             joined = protocol.Joined(id=session.next_id(), handle=self.handle)
@@ -154,17 +150,28 @@ class JoinedTopic(Seat):
         self.gone()
 
     def untethered(self) -> None:
-        """The daemon says so: it has its reasons, and will not give the tether back."""
-        self.check_tether()
-        self._tethered = False
-
-    def check_tether(self) -> None:
-        """Say, once, that the tether was taken from us."""
-        if self._tethered and self._joined and not self.cursor.tethered:
+        """The daemon says so: we held publishers back for too long, and it will not give the tether back."""
+        if self._tethered:
+            self._tethered = False
             logger.warning(
-                "the subscription to %r held publishers back for too long, or was away: they no longer wait for it",
-                self.info.name,
+                "the subscription to %r held publishers back for too long: they no longer wait for it", self.info.name
             )
+
+    async def _tether_again(self) -> None:
+        """The tether was taken from us because we were away. What was discarded since then counts as lost."""
+        if not (self._joined and self._tethered) or self._has_tether():
+            return
+        logger.warning("the subscription to %r was away for too long: it may have lost records", self.info.name)
+        while not self.released:
+            self._go_on_from_here(self.cursor)
+            if self.cursor.join():
+                return
+            await asyncio.sleep(0)
+
+    def _has_tether(self) -> bool:
+        """As the slot says it; the cursor itself learns of a loss only when it moves."""
+        incarnation, _, tethered, _, _ = self.log.slot_stat(self._grant.slot)
+        return tethered and incarnation == self._grant.incarnation
 
     def _make_cursor(self, granted: protocol.SubscriberGranted, bells: Bells) -> _core.Cursor:
         return _core.Cursor(

@@ -6,8 +6,8 @@
 
     session lost ──▶ pause, connect, hello(resume=our number) ──▶ the owner resumes what is open ──▶ connected
 
-Requests may be repeated, as long as their time is not over, since all but ``RemoveTopic`` come to the same if they are
-carried out twice. What the first one may have opened is closed when the daemon is back: until then its handle is an
+Requests may be repeated, as long as their time is not over, since nearly all come to the same if they are carried out
+twice. What the first one may have opened is closed when the daemon is back: until then its handle is an
 *orphan*, as is that of everything closed while nobody was there to hear it.
 
 Pauses between attempts double up to a limit, and each is drawn at random from 0 to its length, so that a thousand
@@ -41,6 +41,8 @@ R = TypeVar("R", bound=protocol.Reply)
 T = TypeVar("T")
 
 _OPENS: Final = (protocol.OpenPublisher, protocol.OpenSubscriber)
+_ONCE: Final = (protocol.RemoveTopic, protocol.Stop)
+"""Carried out twice, they would hit another topic, or another daemon."""
 
 
 class Owner(Protocol):
@@ -173,7 +175,7 @@ class Link:
             except Disconnected:
                 self._orphans.add(message.id)
                 self._check_open()
-                if isinstance(message, protocol.RemoveTopic):
+                if isinstance(message, _ONCE):
                     raise
             except (asyncio.CancelledError, DaemonUnavailable):
                 # The session has cancelled it, but nobody answers that: a daemon killed now may never hear of it.

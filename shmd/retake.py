@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shmd import limits
 from shmd.errors import (
+    ClosedError,
     CorruptTopic,
     Disconnected,
     NoSuchTopic,
@@ -43,7 +44,7 @@ async def retake(hub: Hub, seat: Seat, session: Session, welcome: protocol.Welco
         seat.gone()
     except TopicBusy:
         hub.start(_insist(hub, seat, session, welcome))
-    except (RequestRefused, SegmentError, CorruptTopic) as error:
+    except (RequestRefused, SegmentError, CorruptTopic, ClosedError) as error:
         logger.error("%s of topic %r cannot go on as one: %s", seat.role, seat.info.name, error)
         seat.fail(error)
 
