@@ -82,7 +82,7 @@ class Client:
         """``"disconnected"``: the daemon went away; publishers and subscriptions go on, requests wait for it."""
         if self._hub.closed:
             return "closed"
-        return "disconnected" if self._hub.adrift else "connected"
+        return "disconnected" if self._hub.away else "connected"
 
     def events(self) -> EventStream:
         """The events of this connection from now on, as an asynchronous iterator that ends with ``closed``.

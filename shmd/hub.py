@@ -99,8 +99,11 @@ class Hub:
         self.closed = False
         self.forked = False
         """This is a forked child: everything here is the parent's."""
+        self.away = False
+        """The daemon is: requests wait for it."""
         self.adrift = False
-        """The daemon is away: bells may not come, and sleepers look again by themselves."""
+        """The daemon is away, or came back just now: bells may not come, and sleepers look again by themselves."""
+        self._settling: asyncio.TimerHandle | None = None
         self.members: weakref.WeakSet[Member] = weakref.WeakSet()
         self.watchers: weakref.WeakValueDictionary[int, Watcher] = weakref.WeakValueDictionary()
         self.streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
@@ -209,7 +212,9 @@ class Hub:
 
     def link_lost(self, reason: Exception | None) -> None:
         """The data plane goes on; sleepers look again by themselves from now on."""
-        self.adrift = True
+        self.away = self.adrift = True
+        if self._settling is not None:
+            self._settling.cancel()
         why = str(reason or "it hung up")
         logger.warning("the daemon is gone (%s): open topics go on without it", why)
         for seat in self.all_seats():
@@ -227,9 +232,14 @@ class Hub:
             await watcher.watch_again(session)
 
     def link_restored(self, *, resumed: bool) -> None:
-        self.adrift = False
+        self.away = False
+        # Others may be on their way back still, and ring the old bells until then.
+        self._settling = self.loop.call_later(limits.SETTLE_S, self._settled)
         logger.info("the daemon is back")
         self._tell(ClientEvent("reconnected", resumed=resumed))
+
+    def _settled(self) -> None:
+        self.adrift = False
 
     def _tell(self, event: ClientEvent) -> None:
         for stream in list(self.streams):
@@ -278,6 +288,8 @@ class Hub:
         return {*self.tasks, *self.link.shut()}
 
     def _hang_up(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
         self.looks.close()
         self.bystander.close()
         self.loop.remove_reader(self._bells.fileno())

@@ -91,6 +91,8 @@ RECONNECT_MAX_S: Final = 1.0
 """Pauses double up to this, each drawn at random from 0 to its length: a thousand clients do not come back at once."""
 CLIENT_EVENTS_MAX: Final = 64
 """Events of a connection that wait for a program to read them: half an hour of a daemon that crashes each minute."""
+SETTLE_S: Final = 2 * RECONNECT_MAX_S
+"""After its own return a client still looks by itself for so long: others draw longer pauses before they return."""
 RESUME_S: Final = 10.0
 """A client that hung up and has not resumed for so long no longer holds publishers back: ten times the longest pause
 between two attempts to reconnect. It keeps its slots until its process is proven dead."""

@@ -36,7 +36,7 @@ class Patience:
         if not seat.appender.arm_space():
             await asyncio.sleep(0)
             return
-        if hub.adrift and hub.bystander.free_dead(seat.log, seat.info.topic_id):
+        if hub.away and hub.bystander.free_dead(seat.log, seat.info.topic_id):
             seat.ring_space()
         wake_at = self._report_at
         recheck_s = hub.recheck_s(self._doze, 0, hostile=seat.info.hostile)

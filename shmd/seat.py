@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from shmd import limits, protocol
+from shmd import limits, notifier, protocol
 from shmd.attachment import Attachment
 from shmd.errors import NoSuchTopic
 
@@ -105,8 +105,13 @@ class Seat:
 
     @property
     def listening_fd(self) -> int:
-        """The bell that is for us; the other one we ring."""
+        """The bell that is for us."""
         return self._bells.space_fd if self.role == "publisher" else self._bells.record_fd
+
+    @property
+    def ringing_fd(self) -> int:
+        """The bell that we ring for others."""
+        return self._bells.record_fd if self.role == "publisher" else self._bells.space_fd
 
     def enter(self) -> None:
         """Make what is needed of ``log``."""
@@ -135,7 +140,9 @@ class Seat:
         self.swap_bells(bells)
 
     def swap_bells(self, bells: Bells) -> None:
-        """Use ``bells`` from now on, close the old ones, and look again: they may have been rung in vain."""
+        """Use ``bells`` from now on, close the old ones, and have everybody look again: ours may have been rung in vain,
+        and we may have rung in vain for those who had the new ones before us.
+        """
         if self.released:
             bells.close()
             return
@@ -144,6 +151,7 @@ class Seat:
         self.use_bells()
         self._hub.heed_bell(self)
         old.close()
+        notifier.ring(self.ringing_fd)
         self.ring()
 
     def check_same(self, topic: protocol.TopicInfo) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shmd
-from shmd import _core, limits, segment
+from shmd import _core, limits, notifier, segment
 from shmd import roster_layout as layout
+from shmd.session import Bells
 from tests.conftest import SOAK
 from tests.interrupt import interruptions
 from tests.loop_turns import turns, until
@@ -114,7 +115,7 @@ async def test_sleepers_are_woken_while_the_daemon_is_away_and_after_it_came_bac
             await restarts.kill(sender, receiver)
             await sleep_and_wake()
             await restarts.start(sender, receiver)
-            assert [sender._hub.adrift, receiver._hub.adrift] == [False, False], "from here on only bells wake"
+            await until(lambda: not (sender._hub.adrift or receiver._hub.adrift))  # from here on only bells wake
             await sleep_and_wake()
 
 
@@ -130,6 +131,48 @@ async def test_sleeper_hears_the_new_bell_though_it_fell_asleep_before_the_resta
         await turns()
         await publisher.publish("here")
         assert (await reading).value == "here"
+
+
+@pytest.mark.parametrize("last", ["publisher", "subscriber"])
+async def test_who_resumes_last_wakes_those_who_resumed_before(restarts: Restarts, last: str) -> None:
+    """Until then it rings the old bells, which nobody hears any more, and takes those who sleep for rung."""
+
+    def swap(seat: Any) -> None:
+        seat.swap_bells(Bells(os.dup(new[0]), os.dup(new[1])))
+
+    async with (
+        two_clients(restarts) as (sender, receiver),
+        sender.publisher("t", size=SMALL, when_full="wait") as publisher,
+        receiver.subscribe("t") as subscription,
+    ):
+        new = notifier.make_bell(), notifier.make_bell()
+        (topic,) = subscription._topics
+        if last == "publisher":
+            waiting: asyncio.Task[Any] = asyncio.create_task(subscription.get())
+            await until(lambda: topic.asleep)
+            swap(topic)
+            await turns()  # a bell rings once when it is new
+            await until(lambda: topic.asleep)
+            publisher.publish_nowait("unheard")
+            await turns()
+            assert topic.asleep
+            swap(publisher._seat)
+            assert (await waiting).value == "unheard"
+        else:
+            with contextlib.suppress(shmd.TopicFull):
+                while True:
+                    publisher.publish_nowait("filler")
+            waiting = asyncio.create_task(publisher.publish("unheard"))
+            await turns()
+            swap(publisher._seat)
+            await turns()
+            assert await drain(subscription)
+            await turns()
+            assert not waiting.done()
+            swap(topic)
+            assert await waiting > 0
+        for bell in new:
+            os.close(bell)
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
