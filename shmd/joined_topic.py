@@ -7,11 +7,12 @@ knows its subscription only through ``Wakeful``, which holds no reference back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from shmd import _core, protocol
+from shmd import _core, limits, protocol
 from shmd.errors import ClosedError
 from shmd.seat import Seat, Sleeper
 from shmd.start import seek_first
@@ -121,13 +122,8 @@ class JoinedTopic(Seat):
             if self.released:
                 raise ClosedError("it was closed meanwhile")
             cursor = self._make_cursor(granted, bells)
-            while self._joined:
-                self._go_on_from_here(cursor)
-                if cursor.join():
-                    break
-                await asyncio.sleep(0)
-                if self.released:
-                    raise ClosedError("it was closed meanwhile")
+            if self._joined:
+                await self._join_here(cursor)
         except BaseException as error:
             if cursor is not None:
                 cursor.close()
@@ -162,11 +158,8 @@ class JoinedTopic(Seat):
         if not (self._joined and self._tethered) or self._has_tether():
             return
         logger.warning("the subscription to %r was away for too long: it may have lost records", self.info.name)
-        while not self.released:
-            self._go_on_from_here(self.cursor)
-            if self.cursor.join():
-                return
-            await asyncio.sleep(0)
+        with contextlib.suppress(ClosedError):
+            await self._join_here(self.cursor)
 
     def _has_tether(self) -> bool:
         """As the slot says it; the cursor itself learns of a loss only when it moves."""
@@ -184,8 +177,17 @@ class JoinedTopic(Seat):
             explain=self._codec.explain,
         )
 
-    def _go_on_from_here(self, cursor: _core.Cursor) -> None:
+    async def _join_here(self, cursor: _core.Cursor) -> None:
+        """Have ``cursor`` go on where ours stands; or, if publishers went past there, at the oldest record, and what
+        came before counts as lost. ``ClosedError`` if we are closed meanwhile, or the slot is somebody else's.
+        """
         cursor.seek_position(self.cursor.position, self.cursor.next_seq)
+        joined = cursor.join()
+        while not joined:
+            await asyncio.sleep(0)
+            if self.released:
+                raise ClosedError("it was closed meanwhile")
+            joined = cursor.seek_seq(max(1, self.cursor.next_seq), limits.SEEK_STEPS) and cursor.join()
 
     async def _tell_joined(self) -> None:
         """Whoever waits for subscribers may publish from now on, and we miss nothing of it."""
