@@ -208,10 +208,13 @@ int shmd_newest(const struct shmd_log *log, uint8_t **bufferp, size_t *buffer_by
             shmd_copy_out(log, *bufferp, start, bytes);
         }
         fence_acquire(); /* SYNC: pairs with the release fence after head is stored in append.c */
-        if (load_relaxed(&log->header->head) > start || (result != SHMD_OK && load_relaxed(&log->header->tail) != tail))
-            continue; /* overtaken: what was read may be anything */
-        if (result != SHMD_OK)
+        if (result != SHMD_OK) { /* overtaken, or simply wrong: a publisher at work moves tail */
+            if (load_relaxed(&log->header->tail) != tail)
+                continue;
             return result;
+        }
+        if (load_relaxed(&log->header->head) > start)
+            continue; /* what was read may be anything */
         *viewp = (struct shmd_view){
             .payload = *bufferp + sizeof record,
             .length = record.length,

@@ -75,10 +75,10 @@ static int seek_newest(struct shmd_reader *r, bool behind) {
         return SHMD_OK;
     }
     fence_acquire(); /* SYNC: pairs with the release fence after head is stored in append.c */
-    if (load_relaxed(&r->log->header->head) > start || (result != SHMD_OK && load_relaxed(&r->log->header->tail) != tail))
+    if (result != SHMD_OK) /* overtaken, or simply wrong: a publisher at work moves tail */
+        return load_relaxed(&r->log->header->tail) != tail ? SHMD_AGAIN : result;
+    if (load_relaxed(&r->log->header->head) > start)
         return SHMD_AGAIN;
-    if (result != SHMD_OK)
-        return result;
     if (behind)
         stand_at(r, tail, last.seq + 1, false);
     else

@@ -235,7 +235,7 @@ class ReportStall(_Message, frozen=True, kw_only=True, tag="stall"):
 
 
 class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
-    """End the daemon; topics stay as their lifetimes say. For its own user and root. Reply: ``Done``, then a hang-up."""
+    """End the daemon; topics stay as their lifetimes say. For its own user and root. Reply: ``Done``, and a hang-up."""
 
     id: RequestId
 

@@ -140,8 +140,8 @@ class Seat:
         self.swap_bells(bells)
 
     def swap_bells(self, bells: Bells) -> None:
-        """Use ``bells`` from now on, close the old ones, and have everybody look again: ours may have been rung in vain,
-        and we may have rung in vain for those who had the new ones before us.
+        """Use ``bells`` from now on, close the old ones, and have everybody look again: ours may have been rung in
+        vain, and we may have rung in vain for those who had the new ones before us.
         """
         if self.released:
             bells.close()

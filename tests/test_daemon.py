@@ -165,7 +165,8 @@ class TestLife:
         script = (
             "import os, sys; os.dup2(int(sys.argv[1]), 3);"
             "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1');"
-            "os.execv(sys.executable, [sys.executable, '-m', 'shmd', 'serve', '--ephemeral', '--runtime-dir', sys.argv[2]])"
+            "os.execv(sys.executable, [sys.executable, '-m', 'shmd', 'serve', '--ephemeral',"
+            " '--runtime-dir', sys.argv[2]])"
         )
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.bind(str(path))

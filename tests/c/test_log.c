@@ -347,6 +347,28 @@ static void reservation_becomes_a_record(void) {
     shmd_reader_free(&r);
 }
 
+static void damaged_newest_record_is_an_error_not_a_wait(void) {
+    struct topic t;
+    struct shmd_appender a;
+    struct shmd_reader r;
+    struct shmd_view view;
+    uint8_t *buffer = NULL;
+    size_t buffer_bytes = 0;
+    uint64_t seq;
+    topic_open(&t, 4096, 0, 4);
+    shmd_appender_init(&a, &t.log, 3, -1);
+    reader_open(&r, &t, 0, 1, false);
+    while (load_relaxed(&t.log.header->head) == 0)
+        CHECK(put(&a, 100, &seq) == SHMD_OK);
+    uint64_t trailer = (load_relaxed(&t.log.header->tail) - 4) & t.log.mask;
+    memset(t.log.ring + trailer, 0xee, 4);
+    CHECK(shmd_seek_new(&r) == -EUCLEAN && shmd_seek_last(&r) == -EUCLEAN);
+    CHECK(shmd_newest(&t.log, &buffer, &buffer_bytes, &view) == -EUCLEAN);
+    CHECK(put(&a, 100, &seq) == -EUCLEAN);
+    free(buffer);
+    topic_close(&t);
+}
+
 static void another_identity_is_refused(void) {
     struct topic t;
     struct shmd_log log;
@@ -382,6 +404,7 @@ int main(void) {
     tether_beside_a_dead_claim_loses_nothing();
     join_rings_for_the_room_that_it_makes();
     reservation_becomes_a_record();
+    damaged_newest_record_is_an_error_not_a_wait();
     another_identity_is_refused();
     puts("test_log: ok");
     return 0;
