@@ -70,12 +70,6 @@ class Watcher(Protocol):
         """The watch ended with the connection: make it again, and join what came meanwhile."""
 
 
-async def told(closings: Collection[asyncio.Future[Any]]) -> None:
-    """Wait until the daemon knows of these, or is gone, or is too slow to wait for: it will know in time."""
-    if closings:
-        await asyncio.wait(closings, timeout=limits.REQUEST_TIMEOUT_S)
-
-
 def give_back_dropped(dropped: object, loop: asyncio.AbstractEventLoop, release: Callable[[], object]) -> None:
     """What a finalizer does about an object that nobody closed: warn, and ``release`` in the loop, if there still is
     one.
@@ -163,6 +157,11 @@ class Hub:
             if isinstance(error, SegmentInvalid | SegmentNotFound | SegmentRemoved):
                 raise TopicRemoved(f"topic {granted.topic.name!r} was removed while it was being opened") from error
             raise
+
+    async def told(self, closings: Collection[asyncio.Future[Any]]) -> None:
+        """Wait until the daemon knows of these, or is gone, or is too slow to wait for: it will know in time."""
+        if closings:
+            await asyncio.wait(closings, timeout=self.link.request_timeout_s)
 
     def seat_taken(self, seat: Seat) -> None:
         self.heed_bell(seat)
@@ -255,7 +254,7 @@ class Hub:
         self.closed = True
         closings, errors = self._release_members()
         try:
-            await told(self._end_tasks() | closings)
+            await self.told(self._end_tasks() | closings)
             with contextlib.suppress(Disconnected, DaemonUnavailable):
                 await self.link.say_bye()
         finally:

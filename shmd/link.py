@@ -77,7 +77,7 @@ class Link:
         self._path = path
         self._name = name
         self._owner = owner
-        self._request_timeout_s = request_timeout_s
+        self.request_timeout_s = request_timeout_s
         self._ids = itertools.count(1)
         self._ready = asyncio.Event()
         self._closed = False
@@ -109,7 +109,7 @@ class Link:
         async def exchange(message: protocol.Request, timeout_s: float | None) -> R:
             return await self.session.request(message, reply_type, timeout_s=timeout_s)
 
-        return await self._persist(message, None if for_ever else self._request_timeout_s, exchange)
+        return await self._persist(message, None if for_ever else self.request_timeout_s, exchange)
 
     async def open(self, message: protocol.Request, reply_type: type[G]) -> tuple[G, Bells]:
         """The same for a request that is granted with bells. The caller closes them, and the handle."""
@@ -117,7 +117,7 @@ class Link:
         async def exchange(message: protocol.Request, timeout_s: float | None) -> tuple[G, Bells]:
             return await self.session.open(message, reply_type, timeout_s=timeout_s)
 
-        return await self._persist(message, self._request_timeout_s, exchange)
+        return await self._persist(message, self.request_timeout_s, exchange)
 
     def post(self, message: protocol.Request) -> None:
         """Send ``message`` if there is a daemon now, and do not wait for the answer."""
@@ -144,7 +144,7 @@ class Link:
     async def say_bye(self) -> None:
         """Have the daemon give everything back; it does not wait for us to resume, then."""
         bye = protocol.Bye(id=self.next_id())
-        await self.session.request(bye, protocol.Done, timeout_s=self._request_timeout_s)
+        await self.session.request(bye, protocol.Done, timeout_s=self.request_timeout_s)
 
     def close(self) -> None:
         """Hang up, for good. Twice is fine."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from shmd import _core, limits, protocol
 from shmd.errors import ClosedError, InvalidOption, TopicFull, TopicLocked, TopicRemoved, UsageError
-from shmd.hub import forked_error, give_back_dropped, told
+from shmd.hub import forked_error, give_back_dropped
 from shmd.patience import Patience
 from shmd.seat import Seat, Sleeper
 from shmd.topic_options import options_of
@@ -255,7 +255,7 @@ class Publisher(Generic[T]):
         """
         closing = self.release()
         if closing is not None:
-            await told([closing])
+            await self._hub.told([closing])
 
     def release(self) -> asyncio.Future[Any] | None:
         """For the client: ``close`` without waiting."""

@@ -36,7 +36,7 @@ from shmd.errors import (
     ShmdError,
     TopicRemoved,
 )
-from shmd.hub import forked_error, give_back_dropped, logger, told
+from shmd.hub import forked_error, give_back_dropped, logger
 from shmd.joined_topic import JoinedTopic, Wakeful
 from shmd.seat import Doze
 from shmd.start import seek_first
@@ -156,7 +156,7 @@ class Subscription(_core.Feed[T]):
         """
         closing = self.release()
         if closing is not None:
-            await told({closing, *self._joins})
+            await self._hub.told({closing, *self._joins})
 
     def release(self) -> asyncio.Future[Any] | None:
         """For the client: ``close`` without waiting."""

@@ -297,12 +297,10 @@ async def test_clients_of_a_stopped_daemon_learn_of_it(shmd_client: shmd.Client,
         await shmd.connect(shmd_daemon.socket_path)
 
 
-async def test_close_does_not_wait_for_a_daemon_that_is_stopped(
-    shmd_daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "REQUEST_TIMEOUT_S", 0.01)
+async def test_close_does_not_wait_for_a_daemon_that_is_stopped(shmd_daemon: DaemonProcess) -> None:
     client = await shmd.connect(shmd_daemon.socket_path)
     publisher, subscription = await client.publisher("t"), await client.subscribe("t")
+    client._hub.link.request_timeout_s = 0.01
     os.kill(shmd_daemon.pid, signal.SIGSTOP)
     try:
         await publisher.close()
