@@ -23,6 +23,8 @@ RECORD_OVERHEAD_BYTES: Final[int]
 """Header and trailer of a record, before padding to 8."""
 FLAG_WAIT: Final[int]
 FLAG_EXCLUSIVE: Final[int]
+INCARNATION_MAX: Final[int]
+"""The largest incarnation of a slot; they are never reused."""
 FULL: Final[int]
 """``append``: no room on a `wait` topic."""
 BUSY: Final[int]

@@ -7,9 +7,9 @@
 The hub and the loop know seats, never the publisher or subscription that uses them: one that is dropped without
 ``close()`` is therefore collected, warns, and gives its seats back.
 
-Who sleeps is woken by a bell. That can fail to come only where participants distrust each other, or where a publisher
-died between its commit and the bell and no daemon is there to ring: in these two cases sleepers look again by
-themselves.
+Who sleeps is woken by a bell. That can fail to come only where participants distrust each other, where a publisher died
+between its commit and the bell and no daemon is there to ring, or while clients change to the bells of a new daemon one
+after the other: in these three cases sleepers look again by themselves.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class Publisher(Generic[T]):
             payload = self._encode(value)
         except Exception as error:
             raise self._codec.refusal(value, error) from error
-        if not self._in_line and (not self._appender.due or self._begin_turn()):
+        if not self._in_line and not self._appender.due:
             seq = self._seat.append(payload)
             if seq > 0:
                 return seq
@@ -197,7 +197,7 @@ class Publisher(Generic[T]):
         if not payloads:
             self._seat.check()
             return 0
-        if not self._in_line and (not self._appender.due or self._begin_turn()):
+        if not self._in_line and not self._appender.due:
             seq = self._seat.append_many(payloads)
             if seq > 0:
                 return seq

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from shmd import _core
+from shmd import _core, registry
 
 DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "memory-layout.md"
 SECTION: Final = re.compile(r"^## [^\n]*`(\w+)`\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -46,3 +46,8 @@ def test_record_frame_is_as_documented() -> None:
     """The payload follows the header; the trailer is one more u32."""
     assert f"The payload follows at {_core.RECORD_HEADER_BYTES}," in DOCUMENT.read_text()
     assert _core.RECORD_OVERHEAD_BYTES == _core.RECORD_HEADER_BYTES + 4
+
+
+def test_registry_gives_every_incarnation_that_a_slot_word_can_hold() -> None:
+    """The registry is pure and cannot ask the core."""
+    assert registry.INCARNATION_MAX == _core.INCARNATION_MAX

@@ -12,7 +12,7 @@ import pytest
 
 import shmd
 from shmd import limits
-from tests.loop_turns import started, until
+from tests.loop_turns import started, turns, until
 
 if TYPE_CHECKING:
     from shmd.testing import Connect
@@ -172,6 +172,28 @@ async def test_publisher_lets_other_tasks_run_while_it_never_has_to_wait(shmd_cl
 
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(publish_on(), 0.02)
+
+
+async def test_publisher_publishes_at_once_after_a_pause_but_yields_if_the_loop_had_no_turn(
+    shmd_client: shmd.Client,
+) -> None:
+    def publish_in_one_step() -> bool:
+        """Whether it was published without a turn of the loop."""
+        while not publisher._appender.due:
+            pass
+        publishing = publisher.publish("x")
+        try:
+            publishing.send(None)
+        except StopIteration:
+            return True
+        publishing.close()
+        return False
+
+    async with shmd_client.publisher("t") as publisher:
+        assert publish_in_one_step()
+        assert not publish_in_one_step(), "the loop had no turn since the last"
+        await turns()
+        assert publish_in_one_step()
 
 
 async def test_publisher_reserves_room_and_writes_in_place(shmd_client: shmd.Client) -> None:
