@@ -23,6 +23,7 @@ LAYERS: Final = {
     "failpoint": 0,
     "limits": 0,
     # 1: pure
+    "messages": 1,
     "names": 1,
     "policy": 1,
     "protocol": 1,
