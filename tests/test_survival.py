@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from shmd.testing.resources import sysvipc
 from tests.shell import TIMEOUT_S, Shell, parse_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import pytest
 
@@ -103,29 +104,10 @@ asyncio.run(main())
 """
 
 
-def test_shared_memory_is_as_before_when_all_that_use_attached_topics_are_killed(shmd_start: StartDaemon) -> None:
-    """Publisher, subscriber and daemon, all at once: of them nothing stays."""
-    before = [sysvipc("shm"), sysvipc("sem")]
-    daemon = shmd_start()
-    command = [sys.executable, "-c", PARTICIPANT, daemon.socket_path]
-    with (
-        subprocess.Popen([*command, "subscribe"], stdout=subprocess.PIPE, env=os.environ | PATH) as subscriber,
-        subprocess.Popen([*command, "publish"], stdout=subprocess.PIPE, env=os.environ | PATH) as publisher,
-    ):
-        for process in (subscriber, publisher):
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-        assert kinds(daemon.instance) == ["ctl", "log", "roster"]
-        for pid in (daemon.pid, subscriber.pid, publisher.pid):
-            os.kill(pid, signal.SIGKILL)
-        daemon.kill()
-    assert [sysvipc("shm"), sysvipc("sem")] == before
-
-
-def test_attached_topic_is_adopted_while_a_participant_lives(shmd_start: StartDaemon) -> None:
-    """The daemon alone is killed: its successor finds topic, slot and publisher in the roster that they kept."""
-    daemon = shmd_start()
-    command = [sys.executable, "-c", PARTICIPANT, daemon.socket_path]
+@contextlib.contextmanager
+def participants(socket_path: str) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """A subscriber and a publisher of an attached topic, between which one record has gone; killed at the end."""
+    command = [sys.executable, "-c", PARTICIPANT, socket_path]
     with (
         subprocess.Popen([*command, "subscribe"], stdout=subprocess.PIPE, env=os.environ | PATH) as subscriber,
         subprocess.Popen([*command, "publish"], stdout=subprocess.PIPE, env=os.environ | PATH) as publisher,
@@ -134,18 +116,38 @@ def test_attached_topic_is_adopted_while_a_participant_lives(shmd_start: StartDa
             for process in (subscriber, publisher):
                 assert process.stdout is not None
                 assert process.stdout.readline() == b"ready\n"
-            shell = Shell(daemon.socket_path)
-            (before,) = parse_lines(shell.run("stat", "t", "--json"))
-            daemon.kill()
-            assert kinds(daemon.instance) == ["ctl", "log", "roster"]
-            shmd_start(instance=daemon.instance, runtime_dir=daemon.runtime_dir)
-            (after,) = parse_lines(shell.run("stat", "t", "--json"))
-            shell.close()
-            assert after == before
-            assert [after["subscribers"][0]["pid"], after["publishers"][0]["pid"]] == [subscriber.pid, publisher.pid]
+            yield subscriber, publisher
         finally:
-            for process in (subscriber, publisher):
-                process.kill()
+            subscriber.kill()
+            publisher.kill()
+
+
+def test_shared_memory_is_as_before_when_all_that_use_attached_topics_are_killed(shmd_start: StartDaemon) -> None:
+    """Publisher, subscriber and daemon, all at once: of them nothing stays."""
+    before = [sysvipc("shm"), sysvipc("sem")]
+    daemon = shmd_start()
+    with participants(daemon.socket_path) as processes:
+        assert kinds(daemon.instance) == ["ctl", "log", "roster"]
+        for pid in (daemon.pid, *(process.pid for process in processes)):
+            os.kill(pid, signal.SIGKILL)
+        daemon.kill()
+    assert [sysvipc("shm"), sysvipc("sem")] == before
+
+
+def test_attached_topic_is_adopted_while_a_participant_lives(shmd_start: StartDaemon) -> None:
+    """The daemon alone is killed: its successor finds topic, slot and publisher in the roster that they kept."""
+    daemon = shmd_start()
+    shell = Shell(daemon.socket_path)
+    with participants(daemon.socket_path) as processes:
+        (before,) = parse_lines(shell.run("stat", "t", "--json"))
+        daemon.kill()
+        assert kinds(daemon.instance) == ["ctl", "log", "roster"]
+        shmd_start(instance=daemon.instance, runtime_dir=daemon.runtime_dir)
+        (after,) = parse_lines(shell.run("stat", "t", "--json"))
+        assert after == before
+        pids = [after["subscribers"][0]["pid"], after["publishers"][0]["pid"]]
+        assert pids == [process.pid for process in processes]
+    shell.close()
 
 
 def test_daemon_killed_while_it_makes_an_attached_topic_leaves_what_its_successor_removes(
@@ -154,9 +156,8 @@ def test_daemon_killed_while_it_makes_an_attached_topic_leaves_what_its_successo
     """Segments have keys while they are made, so for that long the roster has one, too."""
     before = [sysvipc("shm"), sysvipc("sem")]
     daemon = shmd_start()
-    environment = os.environ | PATH
     command = [sys.executable, "-c", PARTICIPANT.replace('"t"', '"t", size="1GiB"'), daemon.socket_path, "publish"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as publisher:
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | PATH) as publisher:
         while not any(found.kind == "roster" and found.stat.key for found in of(daemon.instance)):
             pass
         os.kill(daemon.pid, signal.SIGKILL)
