@@ -16,6 +16,7 @@ leaves too much in the roster, never too little, and adoption sorts it out.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from shmd.adoption import Estate
     from shmd.policy import Credentials
     from shmd.registry import Effect, Registry
-    from shmd.roster import Intent, Roster
+    from shmd.roster import Roster
     from shmd.topic_store import StoredTopic
 
 logger = logging.getLogger(__name__)
@@ -299,9 +300,11 @@ class Broker:
 
     async def _create_topic(self, effect: CreateTopic) -> None:
         name = effect.topic
+        make = functools.partial(topic_store.create, name, effect.settings, self._instance_id, self._stop)
         try:
-            made, intent = await self._loop.run_in_executor(self._creators, self._make, effect)
-            self._note_topic(made, intent, effect.declared_by)
+            with self._roster.intent() as intent:
+                made = await self._loop.run_in_executor(self._creators, make, intent)
+                self._note_topic(made, effect.declared_by)
         except ShmdError as error:
             logger.warning("topic %s cannot be made: %s", name, error)
             self._perform(self._registry.topic_failed(name, error))
@@ -314,23 +317,12 @@ class Broker:
             self._topics[name] = made
             self._perform(self._registry.topic_created(name, made.info))
 
-    def _make(self, effect: CreateTopic) -> tuple[StoredTopic, Intent]:
-        """For a worker thread."""
-        intent = self._roster.intent()
-        try:
-            return topic_store.create(effect.topic, effect.settings, self._instance_id, self._stop, intent), intent
-        except BaseException:
-            intent.clear()
-            raise
-
-    def _note_topic(self, made: StoredTopic, intent: Intent, declared_by: int) -> None:
+    def _note_topic(self, made: StoredTopic, declared_by: int) -> None:
         try:
             self._roster.note_topic(topic_row(made.info, declared_by))
         except ShmdError:
             made.close(remove=True)
             raise
-        finally:
-            intent.clear()
 
     def _await_death(self, number: int, process: liveness.Process) -> None:
         """Watch the process of a client, as soon as there is a descriptor for it."""

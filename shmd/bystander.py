@@ -2,6 +2,8 @@
 
 A dead subscriber holds publishers back until its tether is taken. That is the daemon's work. While it is away the one
 who waits takes the tether itself, with the daemon's own proof of death: the roster says which process sits in the slot.
+
+A client keeps the roster attached for its own sake, too: so it is there for the next daemon, whatever becomes of this.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from shmd.errors import ShmdError
-from shmd.roster import RosterReader
+from shmd.roster_reader import RosterReader
 
 if TYPE_CHECKING:
     from shmd import _core, protocol

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NAMES: Final = (
-    "roster-made",
+    "transient-roster-made",
+    "transient-roster-marked",
     "roster-formatted",
     "generation-raised",
+    "lasting-roster-made",
+    "lasting-roster-named",
+    "lasting-roster-unnamed",
     "intent-noted",
     "log-made",
     "ctl-made",

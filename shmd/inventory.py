@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from shmd import _core, liveness, roster_layout, segment, sysv
 from shmd.errors import ConfigError, SegmentError, UsageError, VersionMismatch
-from shmd.roster import RosterReader
+from shmd.roster_reader import RosterReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,6 +61,11 @@ class FoundRoster:
     topics: tuple[TopicRow, ...]
     participants: tuple[ParticipantRow, ...]
     intended_keys: frozenset[int]
+
+    @property
+    def transient(self) -> bool:
+        """Whether it notes what goes with its processes, as it does itself."""
+        return self.header.kind == roster_layout.TRANSIENT
 
     def notes(self, stat: SegmentStat) -> bool:
         """Whether this roster says that the segment is one of its instance's."""
@@ -124,6 +129,7 @@ def reclaim(found: Found) -> None:
 def remove_instance(instance_id: bytes) -> list[Found]:
     """Remove all that the rosters of an instance note, and all that says it is the instance's. What that was.
 
+    What is marked removed already is left to those who are still attached: it goes with them.
     For an instance whose daemon does not run: ``UsageError`` if it may. ``SegmentError`` for what we may not remove.
     """
     mine = take().of(instance_id)
@@ -133,7 +139,8 @@ def remove_instance(instance_id: bytes) -> list[Found]:
                 f"the daemon of instance {roster.header.instance!r} runs (pid {roster.header.pid})",
                 "say where it listens (--socket), or stop it",
             )
-    removed = sorted(mine.segments, key=lambda found: found.kind == "roster")  # the rosters last: they know the rest
+    there = [found for found in mine.segments if not found.stat.removed]
+    removed = sorted(there, key=lambda found: found.kind == "roster")  # the rosters last: they know the rest
     for found in removed:
         segment.remove(found.stat.id)
     return removed

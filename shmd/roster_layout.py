@@ -5,10 +5,11 @@
              participants  one row each: publishers, subscribers, and slots kept for a watch
              intents       keys of segments that are being made
 
-Every row begins with a word of state: 8 bits say what it is, the others count its changes. A row is written while it is
-``FREE`` and then committed by one store of that word, so that a daemon killed anywhere leaves a row that is there or is
-not, and a reader that finds the same word before and after copying a row has one that was never half written. All is
-little-endian, of fixed width, and padded by hand.
+The header says how many rows of the first two tables were ever used; nobody looks beyond those, for a look would
+allocate their memory. Every row begins with a word of state: 8 bits say what it is, the others count its changes. A row
+is written while it is ``FREE`` and then committed by one store of that word, so that a daemon killed anywhere leaves a
+row that is there or is not, and a reader that finds the same word before and after copying a row has one that was never
+half written. All is little-endian, of fixed width, and padded by hand.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ REMOVING: Final = 2
 QUARANTINED: Final = 3
 """A topic whose segments are not what the row says: left alone, never trusted."""
 STATE_BITS: Final = 8
+
+LASTING: Final = 1
+TRANSIENT: Final = 2
+"""Kinds of segment: see ``roster``."""
 
 HEADER_BYTES: Final = 4096
 _NAME_BYTES: Final = 256
@@ -70,12 +75,16 @@ HEADER: Final = Fields(
         "topic_rows": (32, "I"),
         "participant_rows": (36, "I"),
         "intent_rows": (40, "I"),
+        "kind": (44, "I"),
         "pid": (48, "Q"),
         "start_time": (56, "Q"),
         "pid_namespace": (64, "Q"),
         "time_namespace": (72, "Q"),
         "generation": (80, "Q"),
         "publishers_numbered": (88, "Q"),
+        "lasting": (96, "Q"),
+        "topics_high": (104, "Q"),
+        "participants_high": (112, "Q"),
         "instance": (128, "64s"),
     },
 )
@@ -140,6 +149,7 @@ class Header:
     """Who writes the roster: process, its namespaces, and how many daemons of the instance there were before it."""
 
     version: int
+    kind: int
     instance_id: bytes
     instance: str
     pid: int
@@ -148,14 +158,16 @@ class Header:
     time_namespace: int
     generation: int
     publishers_numbered: int
+    lasting: int
+    """0, or 1 + the id of the lasting segment that belongs to this transient one."""
 
     def pack(self) -> bytes:
-        """Without the magic, which is stored last."""
+        """Of a roster without rows, and without the magic, which is stored last."""
         return HEADER.pack(
             *(0, self.version, HEADER_BYTES, self.instance_id),
-            *(limits.TOPICS_MAX, limits.PARTICIPANTS_MAX, limits.INTENTS_MAX),
+            *(limits.TOPICS_MAX, limits.PARTICIPANTS_MAX, limits.INTENTS_MAX, self.kind),
             *(self.pid, self.start_time, self.pid_namespace, self.time_namespace),
-            *(self.generation, self.publishers_numbered, self.instance.encode()),
+            *(self.generation, self.publishers_numbered, self.lasting, 0, 0, self.instance.encode()),
         )
 
     @classmethod

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from shmd.policy import TopicSettings
     from shmd.protocol import PublisherStat
     from shmd.registry import SlotHolder
-    from shmd.roster import Intent
+    from shmd.roster_writer import Intent
 
 logger = logging.getLogger(__name__)
 

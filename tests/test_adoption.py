@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,6 +36,7 @@ from shmd.protocol import (
     TopicReply,
     Watch,
 )
+from shmd.roster_reader import RosterReader
 from tests.raw_peer import HungUp, RawPeer
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ async def _run(tmp_path: Path, *arguments: str) -> asyncio.subprocess.Process:
 async def _use(peer: RawPeer) -> None:
     """Pass every failpoint of a daemon that serves."""
     await peer.ask(Done, Watch(id=peer.new_id(), pattern="kept"))
-    for name, lifetime in (("kept", "os"), ("gone", "os"), ("short", "attached")):
+    for name, lifetime in (("short", "attached"), ("kept", "os"), ("gone", "os")):
         await declare(peer, name, TopicOptions(when_full="wait", lifetime=lifetime, size_bytes=4096))  # type: ignore[arg-type]
         seat = OpenSubscriber(id=peer.new_id(), topic=name)
         await peer.ask(SubscriberGranted, seat)
@@ -154,9 +156,12 @@ async def _use(peer: RawPeer) -> None:
 
 
 async def _live_until_killed(
-    tmp_path: Path, name: str, skip: int, process_group: list[asyncio.subprocess.Process]
+    tmp_path: Path, name: str, skip: int, process_group: list[asyncio.subprocess.Process], rosters: ExitStack
 ) -> bool:
-    """Whether a daemon that is used killed itself at the failpoint; if not, it is killed afterwards."""
+    """Whether a daemon that is used killed itself at the failpoint; if not, it is killed afterwards.
+
+    The roster is kept attached, as any client of a topic does, when nothing is skipped; else it goes with the daemon.
+    """
     process = await _run(tmp_path, name, str(skip))
     process_group.append(process)
     assert process.stdout is not None
@@ -164,6 +169,8 @@ async def _live_until_killed(
         with contextlib.suppress(HungUp):
             peer = await RawPeer.connect(tmp_path / "control.sock")
             try:
+                if not skip and peer.welcome is not None:
+                    rosters.enter_context(RosterReader(peer.welcome.roster_id))
                 await _use(peer)
                 process.kill()
                 await process.wait()
@@ -189,9 +196,10 @@ async def test_daemon_killed_at_any_failpoint_leaves_what_the_next_one_can_live_
     tmp_path: Path, name: str, skip: int, process_group: list[asyncio.subprocess.Process]
 ) -> None:
     """Three lives: one that is killed while it works, one that is killed while it adopts, one that cleans up."""
-    deaths = [await _live_until_killed(tmp_path, name, skip, process_group) for _ in range(2)]
+    with ExitStack() as rosters:
+        deaths = [await _live_until_killed(tmp_path, name, skip, process_group, rosters) for _ in range(2)]
+        final = await _run(tmp_path)
     assert any(deaths) or skip, "nobody passes this failpoint"
-    final = await _run(tmp_path)
     process_group.append(final)
     assert final.stdout is not None
     assert await final.stdout.readline() == b"listening\n"

@@ -104,7 +104,10 @@ class TestFsck:
             found = inventory.take().segments
             return [(one.kind, one.state, one.topic) for one in inventory.in_order(found)]
 
-        assert in_child(look) == [("roster", "alive", ""), ("ctl", "alive", "t"), ("log", "alive", "t")]
+        assert in_child(look) == [
+            *(("roster", "alive", ""), ("roster", "alive", "")),
+            *(("ctl", "alive", "t"), ("log", "alive", "t")),
+        ]
 
     @staticmethod
     def of_topic(shell: Shell, topic: str) -> list[dict[str, Any]]:
@@ -180,7 +183,8 @@ class TestInstances:
         for shell in (one_shell, other_shell):
             shell.publish("t", "mine", shell.socket_path)
         before = fsck(other_shell, other)
-        assert len(before) == 3
+        assert [row["kind"] for row in before].count("roster") == 2
+        assert len(before) == 4
         one.process.send_signal(signal.SIGKILL)
         one.kill()
         successor = shmd_start(instance=one.instance, runtime_dir=one.runtime_dir)
@@ -208,3 +212,17 @@ def test_inventory_refuses_to_reclaim_what_is_needed(shmd_daemon: DaemonProcess,
     shmd_daemon.kill()
     with pytest.raises(UsageError, match="no orphan"):
         inventory.reclaim(inventory.take().of(instance_id(shmd_daemon.instance, os.getuid())).segments[0])
+
+
+@pytest.mark.may_block
+async def test_roster_of_attached_topics_is_alive_as_long_as_a_client_has_it(shmd_daemon: DaemonProcess) -> None:
+    instance = instance_id(shmd_daemon.instance, os.getuid())
+    async with connect(shmd_daemon.socket_path) as client, client.publisher("t", lifetime="attached"):
+        shmd_daemon.kill()
+        left = inventory.take().of(instance)
+        assert sorted((found.kind, found.state, found.stat.key) for found in left.segments) == [
+            (kind, "alive", 0) for kind in KINDS
+        ]
+        assert [roster.running for roster in left.rosters] == [False]
+        assert inventory.remove_instance(instance) == [], "it goes by itself"
+    assert inventory.take().of(instance).segments == ()

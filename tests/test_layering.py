@@ -40,6 +40,8 @@ LAYERS: Final = {
     "notifier": 2,
     "roster": 2,
     "roster_layout": 2,
+    "roster_reader": 2,
+    "roster_writer": 2,
     "segment": 2,
     "systemd": 2,
     "sysv": 2,

@@ -133,6 +133,36 @@ async def test_sleeper_hears_the_new_bell_though_it_fell_asleep_before_the_resta
         assert (await reading).value == "here"
 
 
+@pytest.mark.may_block
+async def test_topics_of_both_lifetimes_resume_while_those_that_last_come_and_go(restarts: Restarts) -> None:
+    """The lasting part of the roster is not there, comes, and goes again under clients that connected before."""
+    async with (
+        two_clients(restarts) as (sender, receiver),
+        sender.publisher("short", when_full="wait", lifetime="attached") as short,
+        receiver.subscribe("short") as subscription,
+    ):
+        events = receiver.events()
+
+        async def restart_between_records() -> None:
+            await restarts.kill(sender, receiver)
+            await short.publish("away")
+            await restarts.start(sender, receiver)
+            assert [(await anext(events)).kind for _ in range(2)] == ["disconnected", "reconnected"]
+            await short.publish("back")
+            values = [record.value for record in [await subscription.get(), await subscription.get()]]
+            assert (values, subscription.lost, subscription.tethered) == (["away", "back"], 0, True)
+
+        await restart_between_records()
+        async with sender.publisher("long", when_full="wait") as long, receiver.subscribe("long") as tap:
+            await restart_between_records()
+            await long.publish(1)
+            assert (await tap.get()).value == 1
+        await sender.remove("long")
+        assert [found.key for found in segment.list_segments() if found.size_bytes == layout.ROSTER_BYTES] == [0]
+        await restart_between_records()
+        assert [info.name for info in await sender.topics()] == ["short"]
+
+
 @pytest.mark.parametrize("last", ["publisher", "subscriber"])
 async def test_who_resumes_last_wakes_those_who_resumed_before(restarts: Restarts, last: str) -> None:
     """Until then it rings the old bells, which nobody hears any more, and takes those who sleep for rung."""
@@ -291,16 +321,19 @@ async def _open(client: shmd.Client, topic: str) -> shmd.Subscription[Any]:
 
 
 def edit_roster(restarts: Restarts, edit: Callable[[segment.Segment, int], None]) -> None:
-    """Call ``edit`` with the dead daemon's roster and each participant's offset in it."""
-    for found in segment.list_segments():
-        if found.size_bytes == layout.ROSTER_BYTES and found.creator_pid in pids_of(restarts):
-            with segment.attach(found.id, readonly=False) as held:
-                for index in range(limits.PARTICIPANTS_MAX):
-                    offset = layout.PARTICIPANTS_AT + index * layout.PARTICIPANT.size_bytes
-                    if _core.load_word(held.mapping, offset):
-                        edit(held, offset)
-            return
-    raise AssertionError("there is no roster")
+    """Call ``edit`` with both parts of the dead daemon's roster and each participant's offset in it."""
+    parts = [
+        found.id
+        for found in segment.list_segments()
+        if found.size_bytes == layout.ROSTER_BYTES and found.creator_pid in pids_of(restarts)
+    ]
+    assert parts, "there is no roster"
+    for part in parts:
+        with segment.attach(part, readonly=False) as held:
+            for index in range(limits.PARTICIPANTS_MAX):
+                offset = layout.PARTICIPANTS_AT + index * layout.PARTICIPANT.size_bytes
+                if _core.load_word(held.mapping, offset):
+                    edit(held, offset)
 
 
 def pids_of(restarts: Restarts) -> set[int]:

@@ -6,16 +6,19 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from shmd import _core, liveness, roster, segment
+from shmd import _core, limits, liveness, roster, segment, sysv
 from shmd import roster_layout as layout
 from shmd.errors import ConfigError, LimitExceeded, VersionMismatch
-from shmd.roster import RosterReader, open_roster
+from shmd.roster import open_roster
 from shmd.roster_layout import LIVE, QUARANTINED, REMOVING, ParticipantRow, TopicRow
+from shmd.roster_reader import RosterReader
 from tests.test_layout import documented_layout
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.may_block
 INSTANCE_ID = bytes(range(16))
 
 
-def topic(number: int = 1, name: str = "t") -> TopicRow:
+def topic(number: int = 1, name: str = "t", *, attached: bool = True) -> TopicRow:
     return TopicRow(
         log_id=1,
         log_key=2,
@@ -36,7 +39,7 @@ def topic(number: int = 1, name: str = "t") -> TopicRow:
         size_bytes=4096,
         wait=True,
         exclusive=False,
-        attached=True,
+        attached=attached,
         mode=0o640,
         uid=5,
         gid=6,
@@ -82,6 +85,17 @@ def reader(written: Roster) -> Iterator[RosterReader]:
         yield attached
 
 
+def lasting_of(reader: RosterReader) -> RosterReader:
+    lasting = reader.lasting()
+    assert lasting is not None
+    return lasting
+
+
+def rosters() -> list[bool]:
+    """Of each segment of a roster there is, whether it is marked removed."""
+    return sorted(found.removed for found in sysv.list_segments() if found.size_bytes == layout.ROSTER_BYTES)
+
+
 class TestRows:
     def test_rows_are_read_as_they_were_noted_and_gone_when_forgotten(
         self, written: Roster, reader: RosterReader
@@ -105,28 +119,47 @@ class TestRows:
         assert reader.topics()[0].state == QUARANTINED
 
     def test_intents_are_there_from_note_to_clear(self, written: Roster, reader: RosterReader) -> None:
-        intent = written.intent()
-        intent.note(10, 11)
-        intent.note(12, 13)
-        assert [(row.log_key, row.ctl_key, row.pid) for row in reader.intents()] == [(12, 13, os.getpid())]
-        intent.clear()
-        assert reader.intents() == []
+        with written.intent() as intent:
+            intent.note(10, 11)
+            intent.note(12, 13)
+            with lasting_of(reader) as lasting:
+                assert [(row.log_key, row.ctl_key, row.pid) for row in lasting.intents()] == [(12, 13, os.getpid())]
+        assert written.intents() == []
 
-    def test_topics_beyond_the_rows_are_refused(self, written: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(written, "_free_topics", [0])
-        written.note_topic(topic())
+    @pytest.mark.parametrize("attached", [True, False])
+    def test_topics_beyond_the_rows_are_refused(self, attached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "TOPICS_MAX", 1)
+        opened = open_roster("test", INSTANCE_ID)
+        opened.note_topic(topic(attached=attached))
         with pytest.raises(LimitExceeded):
-            written.note_topic(topic(2))
+            opened.note_topic(topic(2, attached=attached))
+        opened.forget_topic(topic().topic_id)
+        opened.note_topic(topic(2, attached=attached))
+        opened.close(remove=True)
+
+    def test_memory_of_rows_that_were_never_used_is_not_touched(self, written: Roster, reader: RosterReader) -> None:
+        written.note_topic(topic())
+        written.note_participant(participant())
+        assert (len(reader.topics()), len(reader.participants()), reader.intents()) == (1, 1, [])
+        (rss_bytes,) = (found.rss_bytes for found in sysv.list_segments() if found.id == written.id)
+        assert rss_bytes is not None
+        assert rss_bytes // os.sysconf("SC_PAGE_SIZE") <= 4, "header, and the first page of each table"
+
+    def test_rows_beyond_the_table_are_not_looked_for(self, written: Roster, reader: RosterReader) -> None:
+        with segment.attach(written.id, readonly=False) as forged:
+            for field in ("topics_high", "participants_high"):
+                _core.store_word(forged.mapping, layout.HEADER.table[field][0], 2**64 - 1)
+        assert (reader.topics(), reader.participants()) == ([], [])
 
     def test_publisher_numbers_are_remembered(self, written: Roster) -> None:
-        row = participant()
-        fields = {name: getattr(row, name) for name in row.__slots__}
-        written.note_participant(ParticipantRow(**fields | {"kind": "publisher", "publisher": 17}))
+        written.note_topic(topic())
+        written.note_participant(replace(participant(), kind="publisher", publisher=17))
         assert written.header.publishers_numbered == 17
 
     @pytest.mark.parametrize("word", [0, LIVE, 0xFF])
     def test_bytes_that_no_daemon_wrote_raise_nothing(self, written: Roster, reader: RosterReader, word: int) -> None:
         with segment.attach(written.id, readonly=False) as forged:
+            forged.buf[104:120] = b"\xff" * 16
             for start in (layout.TOPICS_AT, layout.PARTICIPANTS_AT, layout.INTENTS_AT):
                 forged.buf[start + 8 : start + 64] = os.urandom(56)
                 _core.store_word(forged.mapping, start, word)
@@ -135,10 +168,12 @@ class TestRows:
 
 class TestProof:
     def test_living_holder_of_a_slot_is_not_dead(self, written: Roster, reader: RosterReader) -> None:
+        written.note_topic(topic())
         written.note_participant(participant())
         assert not reader.proves_dead(topic().topic_id, 1, 9)
 
     def test_dead_holder_is_and_nobody_is_not(self, written: Roster, reader: RosterReader) -> None:
+        written.note_topic(topic())
         written.note_participant(participant(start_time=1))
         assert reader.proves_dead(topic().topic_id, 1, 9)
         assert not reader.proves_dead(topic().topic_id, 1, 8)
@@ -147,20 +182,115 @@ class TestProof:
     def test_holder_in_another_namespace_is_not(
         self, written: Roster, reader: RosterReader, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        written.note_topic(topic())
         written.note_participant(participant(start_time=1))
         monkeypatch.setattr(liveness, "namespaces", lambda: (1, 2))
         assert not reader.proves_dead(topic().topic_id, 1, 9)
 
 
+class TestLifetime:
+    """Each row is in a segment that lives as long as what it is about."""
+
+    def test_topic_that_outlives_its_processes_is_in_the_lasting_segment_alone(
+        self, written: Roster, reader: RosterReader
+    ) -> None:
+        written.note_topic(topic(1))
+        written.note_topic(topic(2, attached=False))
+        with lasting_of(reader) as lasting:
+            assert (reader.topics(), lasting.topics()) == ([topic(1)], [topic(2, attached=False)])
+            assert (segment.stat(reader.id).removed, segment.stat(lasting.id).removed) == (True, False)
+        assert sorted(written.topics(), key=lambda row: row.topic_id) == [topic(1), topic(2, attached=False)]
+
+    def test_holders_of_slots_are_found_by_the_reader_in_either_segment(
+        self, written: Roster, reader: RosterReader
+    ) -> None:
+        for number, attached in ((1, True), (2, False)):
+            written.note_topic(topic(number, attached=attached))
+            row = replace(participant(number, start_time=1), topic_id=topic(number).topic_id)
+            written.note_participant(row)
+            assert reader.find_participant(row.topic_id, row.slot, row.incarnation) == row
+            assert reader.proves_dead(row.topic_id, row.slot, row.incarnation)
+
+    def test_lasting_segment_goes_when_nothing_is_left_to_note_and_comes_again(
+        self, written: Roster, reader: RosterReader
+    ) -> None:
+        for _ in range(2):
+            with written.intent() as intent:
+                intent.note(1, 2)
+                written.note_topic(topic(attached=False))
+                written.note_participant(participant())
+                written.forget_topic(topic().topic_id)
+            assert rosters() == [False, True]
+            written.forget_participant(*participant().key)
+            assert rosters() == [True]
+            assert reader.lasting() is None
+
+    def test_attached_topic_needs_the_lasting_segment_while_it_is_made_only(self, written: Roster) -> None:
+        with written.intent() as intent:
+            assert rosters() == [False, True]
+            intent.note(1, 2)
+            written.note_topic(topic())
+        assert rosters() == [True]
+
+    def test_intent_of_an_earlier_daemon_holds_the_lasting_segment_until_it_is_settled(self) -> None:
+        opened = open_roster("test", INSTANCE_ID)
+        opened.note_topic(topic(attached=False))
+        opened.intent().note(1, 2)
+        opened.close(remove=False)
+        opened = open_roster("test", INSTANCE_ID)
+        opened.forget_topic(topic().topic_id)
+        assert [row.log_key for row in opened.intents()] == [1]
+        opened.clear_intents()
+        assert rosters() == [True]
+        opened.close(remove=False)
+
+    def test_transient_segment_survives_its_daemon_with_a_reader_and_not_without(self) -> None:
+        opened = open_roster("test", INSTANCE_ID)
+        opened.take_over()
+        opened.note_topic(topic())
+        with RosterReader(opened.id):
+            opened.close(remove=False)
+            again = open_roster("test", INSTANCE_ID)
+            assert again.topics() == [topic()]
+            assert again.take_over() == 2
+        again.close(remove=False)
+        assert rosters() == []
+
+    def test_generation_and_publishers_numbers_survive_in_either_segment(self) -> None:
+        opened = open_roster("test", INSTANCE_ID)
+        opened.note_topic(topic(attached=False))
+        opened.take_over()
+        opened.note_participant(replace(participant(), kind="publisher", publisher=17))
+        opened.close(remove=False)
+        assert rosters() == [False]
+        again = open_roster("test", INSTANCE_ID)
+        assert again.take_over() == 2
+        assert again.header.publishers_numbered == 17
+        again.close(remove=True)
+
+    def test_reader_does_not_follow_to_a_segment_of_another_instance(
+        self, written: Roster, reader: RosterReader
+    ) -> None:
+        other = open_roster("other", bytes(16))
+        written.note_topic(topic(attached=False))
+        with segment.attach(written.id, readonly=False) as forged:
+            for word in (other.id + 1, 2**31, 2**64 - 1):
+                _core.store_word(forged.mapping, layout.HEADER.table["lasting"][0], word)
+                assert reader.lasting() is None
+        other.close(remove=True)
+
+
 class TestFinding:
-    def test_roster_is_found_again_with_its_rows_and_a_higher_generation(self) -> None:
+    @pytest.mark.parametrize("attached", [True, False])
+    def test_roster_is_found_again_with_its_rows_and_a_higher_generation(self, attached: bool) -> None:
         first = open_roster("test", INSTANCE_ID)
         assert first.take_over() == 1
-        first.note_topic(topic())
-        first.close(remove=False)
-        second = open_roster("test", INSTANCE_ID)
+        first.note_topic(topic(attached=attached))
+        with RosterReader(first.id):
+            first.close(remove=False)
+            second = open_roster("test", INSTANCE_ID)
         assert second.take_over() == 2
-        assert second.topics() == [topic()]
+        assert second.topics() == [topic(attached=attached)]
         second.close(remove=True)
 
     def test_two_instances_have_two_rosters(self, written: Roster) -> None:
@@ -171,27 +301,83 @@ class TestFinding:
     def test_strangers_segment_with_its_key_is_passed_over(self) -> None:
         with segment.create(4096, key=roster.candidate_keys(INSTANCE_ID)[0]) as stranger:
             opened = open_roster("test", INSTANCE_ID)
-            assert opened.id != stranger.id
-            opened.note_topic(topic())
+            opened.note_topic(topic(attached=False))
             opened.close(remove=False)
             again = open_roster("test", INSTANCE_ID)
-            assert again.id == opened.id
+            assert again.topics() == [topic(attached=False)]
             again.close(remove=True)
             segment.remove(stranger.id)
 
-    def test_second_daemon_is_refused_while_the_first_lives(self, written: Roster) -> None:
-        with pytest.raises(ConfigError, match=f"pid {os.getpid()}"):
-            open_roster("test", INSTANCE_ID)
-
-    def test_roster_of_a_killed_daemon_is_taken_over(self) -> None:
-        script = (
-            "import os, signal; from shmd.roster import open_roster; r = open_roster('test', bytes(range(16)))\n"
-            "r.take_over(); os.kill(os.getpid(), signal.SIGKILL)"
-        )
-        environment = os.environ | {"PYTHONPATH": str(Path(roster.__file__).parent.parent)}
-        subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    def test_all_keys_taken_by_strangers_is_refused_with_what_to_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "ROSTER_CANDIDATES", 1)
+        (key,) = roster.candidate_keys(INSTANCE_ID)
+        with segment.create(4096, key=key) as stranger:
+            with pytest.raises(ConfigError, match="other programs hold all 1 keys"):
+                open_roster("test", INSTANCE_ID)
+            segment.remove(stranger.id)
         opened = open_roster("test", INSTANCE_ID)
+        with segment.create(4096, key=key) as stranger:
+            with pytest.raises(ConfigError, match="other programs hold"):
+                opened.intent()
+            opened.note_topic(topic())
+            segment.remove(stranger.id)
+        opened.close(remove=True)
+
+    def test_blank_segment_with_its_key_is_removed_and_one_of_a_stranger_is_not(self) -> None:
+        first, second = roster.candidate_keys(INSTANCE_ID)[:2]
+        with segment.create(layout.ROSTER_BYTES, key=first) as blank, segment.create(4096, key=second) as stranger:
+            opened = open_roster("test", INSTANCE_ID)
+            assert (segment.stat(blank.id).removed, segment.stat(stranger.id).removed) == (True, False)
+            opened.close(remove=True)
+            segment.remove(stranger.id)
+
+    def test_lasting_segment_that_is_marked_removed_is_not_taken_for_a_transient_one(self) -> None:
+        opened = open_roster("test", INSTANCE_ID)
+        opened.note_topic(topic(attached=False))
+        with RosterReader(opened.id) as reader:
+            lasting = lasting_of(reader)
+        with lasting:
+            opened.close(remove=True)
+            again = open_roster("test", INSTANCE_ID)
+            assert again.id != lasting.id
+            assert again.topics() == []
+        again.close(remove=True)
+
+    def test_second_daemon_is_refused_while_the_first_lives(self, written: Roster) -> None:
+        for _ in range(2):
+            before = sysv.list_segments()
+            with pytest.raises(ConfigError, match=f"pid {os.getpid()}"):
+                open_roster("test", INSTANCE_ID)
+            assert [found.id for found in sysv.list_segments()] == [found.id for found in before]
+            written.note_topic(topic(attached=False))
+
+    @pytest.mark.parametrize("held", [True, False])
+    def test_roster_of_a_killed_daemon_is_taken_over(self, held: bool) -> None:
+        """The lasting segment alone, or with a transient one that somebody kept attached."""
+        script = (
+            "import sys; from shmd.roster import open_roster; from tests.test_roster import topic\n"
+            "r = open_roster('test', bytes(range(16))); r.take_over(); r.note_topic(topic(2, attached=False))\n"
+            "r.note_topic(topic(1)); print(r.id, flush=True); sys.stdin.read()"
+        )
+        directory = Path(roster.__file__).parent.parent
+        command = [sys.executable, "-c", script]
+        with (
+            subprocess.Popen(command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+            ExitStack() as stack,
+        ):
+            assert process.stdout is not None
+            transient = int(process.stdout.readline())
+            if held:
+                stack.enter_context(RosterReader(transient))
+            with pytest.raises(ConfigError, match=f"pid {process.pid}"):
+                open_roster("test", INSTANCE_ID)
+            process.kill()
+            process.wait()
+            opened = open_roster("test", INSTANCE_ID)
+        assert (opened.id == transient) is held
         assert opened.take_over() == 2
+        expected = [topic(1)] if held else []
+        assert opened.topics() == [*expected, topic(2, attached=False)]
         opened.close(remove=True)
 
     def test_roster_of_another_major_version_is_refused_with_what_to_do(self, written: Roster) -> None:

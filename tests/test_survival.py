@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,10 +16,11 @@ from shmd import inventory
 from shmd.cli.torture import leaks
 from shmd.cli.torture.chaos import Chaos
 from shmd.config import instance_id
-from tests.shell import TIMEOUT_S, Shell
+from shmd.testing.resources import sysvipc
+from tests.shell import TIMEOUT_S, Shell, parse_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import pytest
 
@@ -75,7 +78,7 @@ def test_restarts_of_the_daemon_leave_every_process_as_it_was(
             for member, expected in zip(members, before, strict=True):
                 assert until_the_same(member, expected) == expected
             daemons.append(until_as_many(chaos, daemons[0]))
-            assert len(segments(chaos)) == 5
+            assert len(segments(chaos)) == 6
             memory.append([resident_bytes(member) for member in [*members, daemon(chaos)]])
         assert daemons == [daemons[0]] * len(daemons)
         grown = [last - warm for last, warm in zip(memory[-1], memory[WARM_RESTARTS], strict=True)]
@@ -84,37 +87,92 @@ def test_restarts_of_the_daemon_leave_every_process_as_it_was(
     assert outcome.ok, [*outcome.broken, *outcome.leaked]
 
 
-def test_attached_topics_go_with_everybody_who_was_killed(shmd_start: StartDaemon) -> None:
-    """Publisher, subscriber and daemon: all that stays is the roster, which knows that the topic is gone."""
+PARTICIPANT = """
+import asyncio, sys, shmd
+async def main():
+    async with shmd.connect(sys.argv[1]) as client:
+        if sys.argv[2] == "publish":
+            publisher = await client.publisher("t", when_full="wait", lifetime="attached")
+            await publisher.wait_for_subscribers(1)
+            await publisher.publish(1)
+        else:
+            subscription = await client.subscribe("t")
+            await subscription.get()
+        print("ready", flush=True)
+        await asyncio.sleep(3600)
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def participants(socket_path: str) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """A subscriber and a publisher of an attached topic, between which one record has gone; killed at the end."""
+    command = [sys.executable, "-c", PARTICIPANT, socket_path]
+    with (
+        subprocess.Popen([*command, "subscribe"], stdout=subprocess.PIPE, env=os.environ | PATH) as subscriber,
+        subprocess.Popen([*command, "publish"], stdout=subprocess.PIPE, env=os.environ | PATH) as publisher,
+    ):
+        try:
+            for process in (subscriber, publisher):
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"ready\n"
+            yield subscriber, publisher
+        finally:
+            subscriber.kill()
+            publisher.kill()
+
+
+def test_shared_memory_is_as_before_when_all_that_use_attached_topics_are_killed(shmd_start: StartDaemon) -> None:
+    """Publisher, subscriber and daemon, all at once: of them nothing stays."""
+    before = [sysvipc("shm"), sysvipc("sem")]
+    daemon = shmd_start()
+    with participants(daemon.socket_path) as processes:
+        assert kinds(daemon.instance) == ["ctl", "log", "roster"]
+        for pid in (daemon.pid, *(process.pid for process in processes)):
+            os.kill(pid, signal.SIGKILL)
+        daemon.kill()
+    assert [sysvipc("shm"), sysvipc("sem")] == before
+
+
+def test_attached_topic_is_adopted_while_a_participant_lives(shmd_start: StartDaemon) -> None:
+    """The daemon alone is killed: its successor finds topic, slot and publisher in the roster that they kept."""
     daemon = shmd_start()
     shell = Shell(daemon.socket_path)
-    code = (
-        "import asyncio, sys, shmd\n"
-        "async def main():\n"
-        "    async with shmd.connect(sys.argv[1]) as client:\n"
-        "        publisher = await client.publisher('t', lifetime='attached')\n"
-        "        subscription = await client.subscribe('t')\n"
-        "        await publisher.publish(1)\n"
-        "        await subscription.get()\n"
-        "        print('ready', flush=True)\n"
-        "        await asyncio.sleep(3600)\n"
-        "asyncio.run(main())\n"
-    )
-    command = [sys.executable, "-c", code, daemon.socket_path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | PATH) as participant:
-        assert participant.stdout is not None
-        assert participant.stdout.readline() == b"ready\n"
-        assert kinds(daemon.instance) == ["ctl", "log", "roster"]
-        participant.kill()
+    with participants(daemon.socket_path) as processes:
+        (before,) = parse_lines(shell.run("stat", "t", "--json"))
         daemon.kill()
-    assert kinds(daemon.instance) == ["roster"]
-    shmd_start(instance=daemon.instance, runtime_dir=daemon.runtime_dir)
-    assert shell.run("ls") == ""
+        assert kinds(daemon.instance) == ["ctl", "log", "roster"]
+        shmd_start(instance=daemon.instance, runtime_dir=daemon.runtime_dir)
+        (after,) = parse_lines(shell.run("stat", "t", "--json"))
+        assert after == before
+        pids = [after["subscribers"][0]["pid"], after["publishers"][0]["pid"]]
+        assert pids == [process.pid for process in processes]
     shell.close()
 
 
+def test_daemon_killed_while_it_makes_an_attached_topic_leaves_what_its_successor_removes(
+    shmd_start: StartDaemon,
+) -> None:
+    """Segments have keys while they are made, so for that long the roster has one, too."""
+    before = [sysvipc("shm"), sysvipc("sem")]
+    daemon = shmd_start()
+    command = [sys.executable, "-c", PARTICIPANT.replace('"t"', '"t", size="1GiB"'), daemon.socket_path, "publish"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | PATH) as publisher:
+        while not any(found.kind == "roster" and found.stat.key for found in of(daemon.instance)):
+            pass
+        os.kill(daemon.pid, signal.SIGKILL)
+        daemon.kill()
+        publisher.kill()
+    shmd_start(instance=daemon.instance, runtime_dir=daemon.runtime_dir).stop()
+    assert [sysvipc("shm"), sysvipc("sem")] == before
+
+
+def of(instance: str) -> tuple[inventory.Found, ...]:
+    return inventory.take().of(instance_id(instance, os.getuid())).segments
+
+
 def kinds(instance: str) -> list[str]:
-    return sorted(found.kind for found in inventory.take().of(instance_id(instance, os.getuid())).segments)
+    return sorted(found.kind for found in of(instance))
 
 
 def daemon(chaos: Chaos) -> Member:

@@ -30,7 +30,8 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     ipc_namespace: U63
     pid: int
     roster_id: U32
-    """Id of the segment that says who takes part in what; to be attached read-only."""
+    """Id of the segment that says who takes part in what, and keeps that for the next daemon as long as somebody has it
+    attached: to be attached, read-only, before anything is opened."""
     resumed: bool = False
     """``client`` is the number asked for, with all publishers and subscribers that it still holds."""
 

@@ -83,7 +83,7 @@ def _look(instance: str, topics: int) -> list[str]:
     ]
     if len(mine.segments) != 2 * topics + len(mine.rosters):
         found.append(f"{len(mine.segments)} segments for {topics} topics")
-    if len(mine.rosters) != 1:
+    if sorted(roster.transient for roster in mine.rosters) != [False, True][not topics :]:
         found.append(f"{len(mine.rosters)} rosters")
     for roster in mine.rosters:
         found += [f"{row.kind} {row.name!r} (pid {row.pid}) in the roster" for row in roster.participants]
