@@ -74,6 +74,10 @@ class StoredTopic:
         words = ((slot, self.log.slot_stat(slot)[0]) for slot in range(limits.SUBSCRIBERS_PER_TOPIC_MAX))
         return [(slot, incarnation) for slot, incarnation in words if incarnation]
 
+    def has_records(self) -> bool:
+        """Whether anything was ever published to it."""
+        return self.log.stat()["tail"] > 0
+
     def exists(self) -> bool:
         """Whether its log is still there: attached by somebody, or not removed."""
         try:

@@ -23,6 +23,7 @@ from shmd.registry.effects import (
     SlotHolder,
     StopDaemon,
 )
+from shmd.registry.endings import watch_publishers
 from shmd.registry.entities import Creation, Kept, Publisher, Subscriber, Watch
 
 if TYPE_CHECKING:
@@ -242,8 +243,9 @@ def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscri
                 "close some subscriptions",
             )
         # No tether at position 0, where it would hold publishers up until the subscriber has found its start.
-        state.grant_slot(topic, seat, tethered=False)
-    state.open_handle(client, message.id, Subscriber(message.topic, seat, client))
+        state.grant_slot(topic, seat, live=False, tethered=False)
+    had_before = 0 if from_start else topic.publishers_had - len(topic.publishers)
+    state.open_handle(client, message.id, Subscriber(message.topic, seat, client, had_before))
     state.note(client, message.id, topic, seat=seat, tethered=message.tethered)
     if from_start and message.watch:
         state.effects.append(ForgetParticipant(client.number, message.watch, topic.info.topic_id))
@@ -318,6 +320,7 @@ _HANDLERS: Final[dict[type, Callable[[State, Client, Any], None]]] = {
     protocol.Joined: _joined,
     protocol.Peek: _peek,
     protocol.Watch: _watch,
+    protocol.WatchPublishers: watch_publishers,
     protocol.Close: _close,
     protocol.ListTopics: _list_topics,
     protocol.StatTopic: _stat_topic,
