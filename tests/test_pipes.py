@@ -17,6 +17,7 @@ import pytest
 
 import shmd
 from shmd import limits
+from shmd.joined_topic import JoinedTopic
 from tests.interrupt import interruptions
 from tests.loop_turns import started, turns, until
 from tests.restarts import Restarts
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from shmd.start import Seek
     from shmd.testing import Connect, DaemonProcess
     from tests.shell import Shell
 
@@ -317,14 +319,27 @@ class TestErrorWhenTheReadersAreGone:
     @pytest.mark.parametrize("when_full", ["wait", "discard-old"])
     @pytest.mark.parametrize("tethered", [True, False])
     async def test_reader_that_waited_for_the_topic_counts_from_its_first_record(
-        self, shmd_client: shmd.Client, shmd_connect: Connect, when_full: Any, tethered: bool
+        self,
+        shmd_client: shmd.Client,
+        shmd_connect: Connect,
+        monkeypatch: pytest.MonkeyPatch,
+        when_full: Any,
+        tethered: bool,
     ) -> None:
         """From when ``wait_for_subscribers`` returns, and before the reader has done anything about it."""
+        published, join = asyncio.Event(), JoinedTopic.join
+
+        async def join_late(topic: JoinedTopic, seek: Seek) -> None:
+            await published.wait()
+            await join(topic, seek)
+
+        monkeypatch.setattr(JoinedTopic, "join", join_late)
         other = await shmd_connect()
         async with other.subscribe("t", tethered=tethered) as subscription:
             publisher = await shmd_client.publisher("t", when_full=when_full, require_subscribers=True)
             await publisher.wait_for_subscribers()
             await publisher.publish(1)
+            published.set()
             assert (await subscription.get()).value == 1
             await publisher.close()
 

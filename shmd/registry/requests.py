@@ -14,6 +14,7 @@ from shmd.errors import (
     TopicBusy,
     VersionMismatch,
 )
+from shmd.registry import quotas
 from shmd.registry.effects import (
     CreateTopic,
     ForgetParticipant,
@@ -82,7 +83,8 @@ def _check_hello(identity: Identity, message: protocol.Hello) -> None:
     if ours and theirs and ours != theirs:
         raise NamespaceMismatch(
             f"the client is in IPC namespace {theirs}, the daemon in {ours}: they cannot share segments",
-            "let the client's container share the daemon's: --ipc=host",
+            "let the client's container share the daemon's (--ipc=host, or --ipc=container:NAME), "
+            f"or run it there with: nsenter --ipc -t {identity.credentials.pid}",
         )
 
 
@@ -121,7 +123,7 @@ def _ensure_topic(
         return topic
     settings = policy.resolve(message.options, client.credentials, state.identity.credentials)
     policy.check_creator(client.credentials, state.ownership(settings), want)
-    state.check_topic_quotas(settings.size_bytes)
+    quotas.check_topic(state, settings.size_bytes)
     creation = Creation(name, settings, (client.number, message.id), client.credentials.uid)
     state.creations[name] = creation
     state.enqueue(creation, client, message)

@@ -311,20 +311,6 @@ class State:
         daemon = self.identity.credentials
         return policy.Ownership(what.uid, what.gid, what.mode, creator_uid=daemon.uid, creator_gid=daemon.gid)
 
-    def check_topic_quotas(self, size_bytes: int) -> None:
-        sizes = [topic.info.size_bytes for topic in self.topics.values()]
-        sizes += [creation.settings.size_bytes for creation in self.creations.values()]
-        if len(sizes) >= self.quotas.topics:
-            raise LimitExceeded(f"this daemon keeps {self.quotas.topics} topics at most", "remove some")
-        overhead = self.identity.topic_overhead_bytes
-        free = self.quotas.total_bytes - sum(sizes) - len(sizes) * overhead
-        needed = size_bytes + overhead
-        if needed > free:
-            raise LimitExceeded(
-                f"the topic needs {needed} bytes, and {free} of the limit of {self.quotas.total_bytes} are free",
-                "remove some topics, or serve with a higher --max-bytes",
-            )
-
     def topic(self, client: Client, name: str, want: int) -> Topic:
         """The topic, if it exists and ``client`` may use it so. ``NoSuchTopic``, ``PermissionDenied``."""
         topic = self.topics.get(name)
