@@ -51,6 +51,7 @@ class Owner(Protocol):
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
     def untethered(self, event: protocol.Untethered) -> None: ...
+    def publishers_gone(self, event: protocol.PublishersGone) -> None: ...
 
     def link_lost(self, reason: Exception | None) -> None:
         """The daemon went away."""
@@ -215,6 +216,9 @@ class Link:
 
     def untethered(self, event: protocol.Untethered) -> None:
         self._owner.untethered(event)
+
+    def publishers_gone(self, event: protocol.PublishersGone) -> None:
+        self._owner.publishers_gone(event)
 
     def disconnected(self, session: Session, reason: Exception | None) -> None:
         # One that is lost while it is still being made concerns only whoever makes it.

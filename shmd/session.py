@@ -57,6 +57,7 @@ class Events(Protocol):
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
     def untethered(self, event: protocol.Untethered) -> None: ...
+    def publishers_gone(self, event: protocol.PublishersGone) -> None: ...
     def disconnected(self, session: Session, reason: Exception | None) -> None: ...
 
 
@@ -171,6 +172,8 @@ class Session:
             self._loop.call_soon(self._events.topic_gone, message)
         elif isinstance(message, protocol.Untethered):
             self._loop.call_soon(self._events.untethered, message)
+        elif isinstance(message, protocol.PublishersGone):
+            self._loop.call_soon(self._events.publishers_gone, message)
         else:
             self._on_reply(message, fds)
             return

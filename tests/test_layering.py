@@ -28,6 +28,7 @@ LAYERS: Final = {
     "policy": 1,
     "protocol": 1,
     "registry": 1,
+    "shortage": 1,
     "units": 1,
     # 2: resources of the operating system
     "_core": 2,
@@ -37,6 +38,7 @@ LAYERS: Final = {
     "config": 2,
     "inventory": 2,
     "liveness": 2,
+    "memory": 2,
     "notifier": 2,
     "roster": 2,
     "roster_layout": 2,

@@ -20,6 +20,7 @@ from shmd.messages.topics import (
     OpenSubscriber,
     Peek,
     PublisherGranted,
+    PublishersGone,
     PublisherStat,
     RemoveTopic,
     ReportStall,
@@ -37,6 +38,7 @@ from shmd.messages.topics import (
     Untethered,
     WaitSubscribers,
     Watch,
+    WatchPublishers,
 )
 from shmd.messages.words import Lifetime, WhenFull
 
@@ -57,6 +59,7 @@ __all__ = [
     "Peek",
     "PublisherGranted",
     "PublisherStat",
+    "PublishersGone",
     "Refused",
     "RemoveTopic",
     "Reply",
@@ -79,6 +82,7 @@ __all__ = [
     "Untethered",
     "WaitSubscribers",
     "Watch",
+    "WatchPublishers",
     "Welcome",
     "WhenFull",
 ]
@@ -91,6 +95,7 @@ Request: TypeAlias = Union[  # noqa: UP007 - msgspec needs a runtime union
     Joined,
     Peek,
     Watch,
+    WatchPublishers,
     Close,
     ListTopics,
     StatTopic,
@@ -105,5 +110,5 @@ Request: TypeAlias = Union[  # noqa: UP007 - msgspec needs a runtime union
 Reply: TypeAlias = Union[  # noqa: UP007
     Welcome, Done, Refused, TopicReply, PublisherGranted, SubscriberGranted, Resumed, TopicList, StatReply
 ]
-Event: TypeAlias = Union[TopicAdded, TopicGone, Untethered]  # noqa: UP007
+Event: TypeAlias = Union[TopicAdded, TopicGone, Untethered, PublishersGone]  # noqa: UP007
 Outbound: TypeAlias = Union[Reply, Event]  # noqa: UP007

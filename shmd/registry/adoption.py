@@ -29,10 +29,12 @@ def adopt(
             if participant.seat is not None and participant.topic_id == info.topic_id
         )
         seats = Seats(state.quotas.subscribers_per_topic, adopted.incarnation_max, taken)
-        topic = Topic(info, state.ownership(info), adopted.declared_by, seats)
+        had = int(adopted.published)
+        topic = Topic(info, state.ownership(info), adopted.declared_by, seats, publishers_had=had)
         state.topics[info.name] = by_id[info.topic_id] = topic
+    had_before = {topic_id: topic.publishers_had for topic_id, topic in by_id.items()}
     for participant in participants:
-        _seat(state, by_id[participant.topic_id], participant)
+        _seat(state, by_id[participant.topic_id], participant, had_before[participant.topic_id])
     for client in state.absent.values():
         client.absences = 1
         state.effects.append(AwaitResume(client.number, client.absences))
@@ -41,7 +43,7 @@ def adopt(
         state.desert(topic)
 
 
-def _seat(state: State, topic: Topic, participant: Participant) -> None:
+def _seat(state: State, topic: Topic, participant: Participant, had_before: int) -> None:
     client = state.absent.get(participant.client)
     if client is None:
         client = Client(participant.client, participant.credentials, True, participant.name, participant.pid_namespace)
@@ -52,5 +54,5 @@ def _seat(state: State, topic: Topic, participant: Participant) -> None:
     elif participant.kind == "kept":
         state.add_kept(topic, client, participant.handle, seat)
     else:
-        state.open_handle(client, participant.handle, Subscriber(name, seat, client))
+        state.open_handle(client, participant.handle, Subscriber(name, seat, client, had_before))
         topic.joined.add((client.number, participant.handle))

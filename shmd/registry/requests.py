@@ -14,6 +14,7 @@ from shmd.errors import (
     TopicBusy,
     VersionMismatch,
 )
+from shmd.registry import quotas
 from shmd.registry.effects import (
     CreateTopic,
     ForgetParticipant,
@@ -23,6 +24,7 @@ from shmd.registry.effects import (
     SlotHolder,
     StopDaemon,
 )
+from shmd.registry.endings import watch_publishers
 from shmd.registry.entities import Creation, Kept, Publisher, Subscriber, Watch
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ def _check_hello(identity: Identity, message: protocol.Hello) -> None:
     if ours and theirs and ours != theirs:
         raise NamespaceMismatch(
             f"the client is in IPC namespace {theirs}, the daemon in {ours}: they cannot share segments",
-            "let the client's container share the daemon's: --ipc=host",
+            "let the client's container share the daemon's (--ipc=host, or --ipc=container:NAME), "
+            f"or run it there with: nsenter --ipc -t {identity.credentials.pid}",
         )
 
 
@@ -120,7 +123,7 @@ def _ensure_topic(
         return topic
     settings = policy.resolve(message.options, client.credentials, state.identity.credentials)
     policy.check_creator(client.credentials, state.ownership(settings), want)
-    state.check_topic_quotas(settings.size_bytes)
+    quotas.check_topic(state, settings.size_bytes)
     creation = Creation(name, settings, (client.number, message.id), client.credentials.uid)
     state.creations[name] = creation
     state.enqueue(creation, client, message)
@@ -242,8 +245,9 @@ def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscri
                 "close some subscriptions",
             )
         # No tether at position 0, where it would hold publishers up until the subscriber has found its start.
-        state.grant_slot(topic, seat, tethered=False)
-    state.open_handle(client, message.id, Subscriber(message.topic, seat, client))
+        state.grant_slot(topic, seat, live=False, tethered=False)
+    had_before = 0 if from_start else topic.publishers_had - len(topic.publishers)
+    state.open_handle(client, message.id, Subscriber(message.topic, seat, client, had_before))
     state.note(client, message.id, topic, seat=seat, tethered=message.tethered)
     if from_start and message.watch:
         state.effects.append(ForgetParticipant(client.number, message.watch, topic.info.topic_id))
@@ -318,6 +322,7 @@ _HANDLERS: Final[dict[type, Callable[[State, Client, Any], None]]] = {
     protocol.Joined: _joined,
     protocol.Peek: _peek,
     protocol.Watch: _watch,
+    protocol.WatchPublishers: watch_publishers,
     protocol.Close: _close,
     protocol.ListTopics: _list_topics,
     protocol.StatTopic: _stat_topic,
