@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,13 +18,13 @@ import shmd
 from shmd import limits, notifier
 from shmd.bell_store import BellStore, is_stored_bell
 from shmd.systemd import InheritedDescriptor
+from tests import booted_systemd, service_restarts
 from tests.loop_turns import until
 from tests.service_manager import ServiceManager, eventfd_id
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
-    from pathlib import Path
 
     from shmd.hub import Hub
 
@@ -193,3 +196,37 @@ def end_all(daemons: list[subprocess.Popen[bytes]]) -> None:
     for daemon in daemons:
         daemon.terminate()
         daemon.wait()
+
+
+def test_bells_survive_restarts_under_a_real_systemd(tmp_path: Path) -> None:
+    """A restart on purpose and one after a kill -9, under load: the same bells before and after, and nothing lost."""
+    units = Path(__file__).parent.parent / "systemd"
+    root = Path(shmd.__file__).parent.parent
+    # The daemon runs as its unit says, but for where this Python is, and who may get there.
+    changes = (
+        "[Service]\nUser=root\nGroup=root\nProtectHome=no\nExecStart=\n"
+        f"ExecStart={sys.executable} -m shmd serve --runtime-dir /run/shmd\nEnvironment=PYTHONPATH={root}\n"
+    )
+    (tmp_path / "service_restarts.py").write_bytes(Path(service_restarts.__file__).read_bytes())
+    (tmp_path / "changes.conf").write_text(changes)
+    script = (
+        f"export PYTHONPATH={root}; '{sys.executable}' -c 'import shmd' || exit 77\n"
+        "mkdir /run/systemd/system/shmd.service.d\n"
+        "cp /opt/shmd-test/changes.conf /run/systemd/system/shmd.service.d/; systemctl daemon-reload\n"
+        "systemctl start shmd.service || { systemctl status shmd.service; exit 1; }\n"
+        f"'{sys.executable}' /opt/shmd-test/service_restarts.py /run/shmd/control.sock\n"
+    )
+    status, output = booted_systemd.run(
+        tmp_path, script, {name: (units / name).read_text() for name in ("shmd.service", "shmd.socket")}
+    )
+    if status == 77:
+        pytest.skip("this Python cannot be reached from inside: it is not on the root file system")
+    assert status == 0, output
+    account = json.loads(output.splitlines()[-1])
+    receiver = account["receiver"]
+    assert (receiver["wrong"], receiver["received"]) == ([], account["published"])
+    for seen in (account["bells"], receiver["bells"]):
+        assert len(seen) == 1 + len(service_restarts.WAYS)
+        assert all(bells == seen[0] for bells in seen)
+        assert len(set(seen[0])) == 2
+    assert sorted(account["bells"][0]) == sorted(receiver["bells"][0])
