@@ -1,7 +1,7 @@
 """What a starting daemon makes of what the one before it left.
 
     roster ─▶ topics being removed: finish ─▶ topics: verify, attach ─▶ slots that nobody has: release
-           ─▶ participants of topics that are there ─▶ intents: remove half-made segments
+           ─▶ participants of topics that are there ─▶ intents: remove half-made segments ─▶ bells: store new ones
 
 Any step may be cut short by a kill, and is then done again by the next daemon: none of them depends on having been
 done once only. Nothing is removed that the roster does not name and the kernel does not confirm as ours (``cuid``).
@@ -25,6 +25,7 @@ from shmd.roster_layout import QUARANTINED, REMOVING, ParticipantRow, TopicRow
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from shmd.bell_store import BellStore
     from shmd.roster import Roster
     from shmd.topic_store import StoredTopic
 
@@ -124,15 +125,16 @@ def _participant(row: ParticipantRow) -> Participant:
     )
 
 
-def adopt(roster: Roster) -> Estate:
+def adopt(roster: Roster, bells: BellStore) -> Estate:
     """Take back all that is still what the roster says, and clean up after the daemon that wrote it."""
     estate = Estate()
     try:
         for row in sorted(roster.topics(), key=lambda row: row.name):
-            _adopt_topic(roster, row, estate)
+            _adopt_topic(roster, row, estate, bells)
             failpoint.reach("topic-adopted")
         _adopt_participants(roster, estate)
         _resolve_intents(roster)
+        _settle_bells(bells, estate)
         failpoint.reach("adopted")
     except BaseException:
         for stored in estate.stored.values():
@@ -144,7 +146,7 @@ def adopt(roster: Roster) -> Estate:
 # --- topics -----------------------------------------------------------------------------------------------------------
 
 
-def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate) -> None:
+def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate, bells: BellStore) -> None:
     if row.state == REMOVING:
         _finish_removal(roster, row)
         return
@@ -152,7 +154,7 @@ def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate) -> None:
         logger.error("topic %s is left alone, as before: its segments %d and %d are damaged", *_named(row))
         return
     try:
-        stored = topic_store.adopt(topic_info(row))
+        stored = topic_store.adopt(topic_info(row), bells.take(row.topic_id))
     except _GONE:
         _settle_missing(roster, row)
     except (CorruptTopic, SegmentAccessDenied) as error:
@@ -211,6 +213,13 @@ def _remove(shmid: int) -> None:
         segment.remove(shmid)
     except ShmdError as error:
         logger.warning("%s", error)
+
+
+def _settle_bells(bells: BellStore, estate: Estate) -> None:
+    topics = {topic.info.topic_id: topic.bells for topic in estate.stored.values()}
+    bells.settle(topics)
+    for topic_id, made in topics.items():
+        bells.keep(topic_id, made)
 
 
 # --- participants -----------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ LAYERS: Final = {
     "_core": 2,
     "adoption": 2,
     "attachment": 2,
+    "bell_store": 2,
     "codec": 2,
     "config": 2,
     "inventory": 2,
