@@ -14,6 +14,19 @@ from tests.children import in_child
 from tests.local_topic import PlainFeed, drain, local_topic
 
 
+def test_padding_that_no_record_can_have_caused_is_damage() -> None:
+    """Believed, it would have a reader copy the whole ring."""
+    fields = _core.layout()["log"]
+    with local_topic(wait=True) as topic:
+        cursor = topic.cursor()
+        cursor.seek_start()
+        assert cursor.join()
+        _core.store_word(topic.log_segment.mapping, _core.HEADER_BYTES, 2 << 32 | topic.capacity)
+        _core.store_word(topic.log_segment.mapping, fields["tail"][0], topic.capacity)
+        with pytest.raises(CorruptTopic):
+            drain(cursor)
+
+
 class TestMapping:
     def test_mapping_refuses_to_end_under_a_view(self) -> None:
         with local_topic() as topic, segment.attach(topic.log_segment.id, readonly=True) as reader:
