@@ -4,7 +4,7 @@
     python -m tests.mutation_child publisher|subscriber|looker|bystander SOCKET SEED
 
 Runs the sanitized core. Participants answer lines on standard input: `ping` with a line; `check` with another, after they
-have cancelled all that they do and begun it anew; `end` by ending. They live on whatever ``ShmdError`` comes. Anything
+have cancelled all that they do and begun it anew; `meet PID` once they are connected to that daemon; `end` by ending. They live on whatever ``ShmdError`` comes. Anything
 else that is raised anywhere, also in a callback of the event loop, ends the process with status ``UNEXPECTED``.
 """
 
@@ -111,6 +111,12 @@ class Participant:
         await self.cancel()
         self.begin()
         return json.dumps({"beats": self.beats, "errors": self.errors})
+
+    async def meet(self, daemon_pid: int) -> None:
+        """Wait until this daemon is the one that we are connected to."""
+        events = self.client.events()
+        while self.client.state != "connected" or self.client.daemon_pid != daemon_pid:
+            await anext(events)
 
     async def _keep_doing(self, job: Callable[[], Awaitable[None]]) -> None:
         from shmd.errors import ShmdError
@@ -262,7 +268,14 @@ async def take_part(role: str, socket_path: str, seed: int) -> int:
         participant.begin()
         say("ready")
         while (order := (await orders.readline()).strip()) not in (b"", b"end"):
-            say(await participant.check() if order == b"check" else "pong")
+            match order.split():
+                case [b"check"]:
+                    say(await participant.check())
+                case [b"meet", pid]:
+                    await participant.meet(int(pid))
+                    say("met")
+                case _:
+                    say("pong")
         await participant.cancel()
     return 0
 

@@ -145,6 +145,8 @@ class Arena:
             return False
         self._client = await shmd.connect(self._socket, name="mutator")
         self._errors_allowed = True
+        for child in self._crew:
+            await child.ask(f"meet {daemon.process.pid}")
         return True
 
     async def start_crew(self) -> None:
