@@ -70,8 +70,8 @@ int shmd_log_open(struct shmd_log *logp, void *log, size_t log_bytes, void *ctl,
         memcmp(header->topic_id, identity->topic_id, 16) != 0)
         return -EUCLEAN;
     uint32_t slot_count = *(const uint32_t *)&header->slot_count;
-    if (slot_count == 0 || slot_count > SHMD_SLOTS_MAX || ctl_bytes < shmd_ctl_bytes(slot_count))
-        return -EUCLEAN;
+    if (slot_count == 0 || slot_count > SHMD_SLOTS_MAX || ctl_bytes != shmd_ctl_bytes(slot_count))
+        return -EUCLEAN; /* a smaller number, too: the daemon grants slots by what it made */
     logp->ctl = header;
     logp->slots = (struct shmd_slot *)(void *)((uint8_t *)ctl + SHMD_HEADER_BYTES);
     logp->slot_count = slot_count;

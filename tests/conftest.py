@@ -93,7 +93,7 @@ def soak() -> bool:
 
 @pytest.fixture
 def random_seed(request: pytest.FixtureRequest) -> int:
-    """pytest-randomly's, so that its -p randomly_seed=N repeats the run."""
+    """pytest-randomly's, so that its --randomly-seed=N repeats the run."""
     return int(getattr(request.config.option, "randomly_seed", 0) or 0) % 2**31
 
 

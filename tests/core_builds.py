@@ -60,7 +60,7 @@ SANITIZED: Final = CoreBuild(
     "asan",
     {"SHMD_CFLAGS": f"-g -O1 {_SANITIZERS} -fno-sanitize-recover=undefined", "SHMD_LDFLAGS": _SANITIZERS},
 )
-"""Under AddressSanitizer and UndefinedBehaviorSanitizer: what it finds ends the process. See ``sanitized_environment``."""
+"""Under AddressSanitizer and UndefinedBehaviorSanitizer: what they find ends it. See ``sanitized_environment``."""
 
 
 def sanitized_environment() -> dict[str, str]:

@@ -3,9 +3,10 @@
     python -m tests.mutation_child daemon RUNTIME_DIR INSTANCE
     python -m tests.mutation_child publisher|subscriber|looker|bystander SOCKET SEED
 
-Runs the sanitized core. Participants answer lines on standard input: `ping` with a line; `check` with another, after they
-have cancelled all that they do and begun it anew; `meet PID` once they are connected to that daemon; `end` by ending. They live on whatever ``ShmdError`` comes. Anything
-else that is raised anywhere, also in a callback of the event loop, ends the process with status ``UNEXPECTED``.
+Runs the sanitized core. Participants answer lines on standard input: `ping` with a line; `check` with another, after
+they have cancelled all that they do and begun it anew; `meet PID` once they are connected to that daemon; `end` by
+ending. They live on whatever ``ShmdError`` comes. Anything else that is raised anywhere, also in a callback of the
+event loop, ends the process with status ``UNEXPECTED``.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Participant:
         self.client = client
         self.beats = 0
         self.errors: dict[str, int] = {}
-        self._random = random.Random(seed)  # noqa: S311 - to be repeated
+        self._random = random.Random(seed)
         self._tasks: list[asyncio.Task[None]] = []
 
     def jobs(self) -> list[Callable[[], Awaitable[None]]]:

@@ -49,7 +49,7 @@ class Mutator:
     """Attached, writable, to whatever it is told to damage."""
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+        self._random = random.Random(seed)
         self._held: dict[int, segment.Segment] = {}
         self._targets: list[Callable[[], None]] = []
         self.count = 0

@@ -188,9 +188,7 @@ async def test_two_rows_of_one_topic_are_one(wreck: Wreck, state: int) -> None:
         ("topic_id", bytes(16)),
     ],
 )
-async def test_damaged_participants_cost_no_more_than_themselves(
-    wreck: Wreck, field: str, value: int | bytes
-) -> None:
+async def test_damaged_participants_cost_no_more_than_themselves(wreck: Wreck, field: str, value: int | bytes) -> None:
     wreck.damage("participant", field, value)
     assert await topics_of_next_daemon(wreck) == {"hurt", "whole"}
 

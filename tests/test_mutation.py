@@ -1,8 +1,8 @@
 """Shared memory that anything may stand in, under processes that use it: an error or a wrong value at worst.
 
-A daemon, publishers, subscribers, one that only looks and one on a topic of its own run on a core under AddressSanitizer
-and UndefinedBehaviorSanitizer, while this process writes into logs, ctls and the roster (``mutator``). What is damaged is
-removed and made anew by whoever finds out, so that there is always something to damage that is in use.
+A daemon, publishers, subscribers, one that only looks and one on a topic of its own run on a core under
+AddressSanitizer and UndefinedBehaviorSanitizer, while this process writes into logs, ctls and the roster (``mutator``).
+What is damaged is removed and made anew by whoever finds out, so that there is always something in use to damage.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ BURST: Final = 10
 ROUND: Final = 250
 """Mutations between two checks of everybody."""
 ROUNDS: Final = 4
+ROUNDS_CI: Final = 20
 """Rounds between two deaths of the daemon."""
+TIMEOUT_S: Final = 7200 if os.environ.get("SHMD_SOAK", "0") != "0" else 600
 CREW: Final = ("publisher", "publisher", "subscriber", "subscriber", "looker", "bystander")
 WATCHDOG_S: Final = 60
 FORBIDDEN: Final = (b"Traceback", b"Sanitizer", b"runtime error", b"unexpected:")
@@ -239,6 +241,7 @@ def strangers() -> Iterator[Callable[[], bool]]:
         segment.remove(shmid)
 
 
+@pytest.mark.timeout(TIMEOUT_S)
 async def test_participants_survive_whatever_stands_in_shared_memory(
     arena: Arena, strangers: Callable[[], bool], soak: bool, random_seed: int
 ) -> None:
@@ -247,7 +250,7 @@ async def test_participants_survive_whatever_stands_in_shared_memory(
     assert await arena.start_daemon()
     await arena.start_crew()
     while True:
-        await arena.rounds(ROUNDS)
+        await arena.rounds(ROUNDS if wanted == MUTATIONS else ROUNDS_CI)
         await arena.kill_daemon()
         await arena.rounds(1, daemon=False)
         if await arena.start_daemon():
