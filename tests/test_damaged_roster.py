@@ -32,6 +32,7 @@ from shmd.protocol import (
     TopicReply,
 )
 from shmd.roster_layout import PARTICIPANT, QUARANTINED, REMOVING, TOPIC
+from shmd.roster_reader import RosterReader
 from tests.raw_peer import RawPeer
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def test_pid_that_no_process_can_have_is_nobodys(pid: int) -> None:
 def test_full_publisher_reads_any_row_without_an_error(written_roster: Callable[[], roster.Roster]) -> None:
     """What a bystander asks the roster, of rows in which every number is the largest."""
     opened = written_roster()
-    with segment.attach(opened.id, readonly=False) as held, roster.RosterReader(opened.id) as reader:
+    with segment.attach(opened.id, readonly=False) as held, RosterReader(opened.id) as reader:
         at = roster_layout.PARTICIPANTS_AT
         held.buf[at + 8 : at + PARTICIPANT.size_bytes] = b"\xff" * (PARTICIPANT.size_bytes - 8)
         offset, size = PARTICIPANT.table["kind"]
