@@ -209,7 +209,10 @@ async def test_participants_that_share_a_handle_are_told_apart(wreck: Wreck) -> 
     assert await topics_of_next_daemon(wreck) == {"hurt", "whole"}
 
 
-@pytest.mark.parametrize("field", ["pid", "start_time", "pid_namespace", "time_namespace", "topic_rows", "instance"])
+@pytest.mark.parametrize(
+    "field",
+    ["pid", "start_time", "pid_namespace", "time_namespace", "topic_rows", "topics_high", "lasting", "instance"],
+)
 async def test_daemon_comes_up_in_spite_of_what_the_header_says_of_the_last(wreck: Wreck, field: str) -> None:
     wreck.damage("header", field, MAX if field != "instance" else b"\xff" * 64)
     assert await topics_of_next_daemon(wreck) == {"hurt", "whole"}
@@ -244,6 +247,7 @@ def test_full_publisher_reads_any_row_without_an_error(written_roster: Callable[
         offset, size = PARTICIPANT.table["kind"]
         held.buf[at + offset : at + offset + size] = (2).to_bytes(4, "little")
         _core.store_word(held.mapping, at, 1)
+        _core.store_word(held.mapping, roster_layout.HEADER.table["participants_high"][0], MAX)
         assert reader.proves_dead(b"\xff" * 16, MAX32, MAX32)
 
 
