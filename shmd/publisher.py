@@ -85,7 +85,7 @@ class PublisherSeat(Seat):
 
     def ring_space(self) -> None:
         """Wake the others who wait for room."""
-        self.log.ring(self._bells.space_fd)
+        self.log.ring_publishers(self._bells.space_fd)
 
     def gone(self) -> None:
         if self.error is None:
