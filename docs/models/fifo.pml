@@ -12,7 +12,7 @@
  * The bell for room is the same code with the parts exchanged; only that a mark lies in a table, in any free place.
  *
  * `run` checks it, in these sizes:
- *   small: -DNR=1 -DRECS=1     0 states
+ *   small: -DNR=1 -DRECS=1     495,578 states
  *   full:  -DNR=1 -DRECS=2     28,913,055 states
  * Each of these must fail:
  *   -DMUTANT_CLEAR_FIRST   a publisher clears the mark, then writes the byte
