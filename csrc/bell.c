@@ -21,6 +21,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "failpoint.h"
@@ -51,13 +52,21 @@ static void write_eventfd(int fd) {
     (void)written;
 }
 
-/* Open for reading too: without a reader there would be SIGPIPE, which nobody asked for. False: no descriptor left. */
+/* Why there was nothing to open: because there is nobody (left) whom we may wake, or because of us. */
+static bool is_nobody(int directory) {
+    struct stat found;
+    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM)
+        return false;
+    return fstat(directory, &found) == 0 && found.st_nlink > 0; /* a directory that was removed says nothing of the new one */
+}
+
+/* Open for reading too: without a reader there would be SIGPIPE, which nobody asked for. False: it could not be done. */
 static bool write_fifo(int directory, enum shmd_sleepers who, uint32_t number) {
     char name[SHMD_FIFO_NAME_BYTES];
     shmd_fifo_name(name, who, number);
     int fd = openat(directory, name, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY);
-    if (fd < 0) /* anything else: there is nobody, or nobody whom we may wake */
-        return errno != EMFILE && errno != ENFILE && errno != ENOMEM;
+    if (fd < 0)
+        return is_nobody(directory);
     ssize_t written = write(fd, "", 1); /* full: it was rung often enough */
     (void)written;
     (void)close(fd);

@@ -131,7 +131,8 @@ enum shmd_sleepers { SHMD_READERS /* for records */, SHMD_PUBLISHERS /* for room
 
 /* The bell of the kind that the topic has. */
 struct shmd_bell shmd_bell_of(const struct shmd_log *log, int fd);
-/* Wake all who sleep. Never blocks, raises no SIGPIPE, and leaves errno alone. False: there was no descriptor for it. */
+/* Wake all who sleep. Never blocks, raises no SIGPIPE, and leaves errno alone. False: somebody could not be, for want of a
+ * descriptor, or because the directory is no longer the topic's. */
 bool shmd_bell_ring(const struct shmd_log *log, struct shmd_bell bell, enum shmd_sleepers who);
 /* The same if anyone went to sleep since the last ring. */
 void shmd_bell_check(const struct shmd_log *log, struct shmd_bell bell, enum shmd_sleepers who);

@@ -136,8 +136,8 @@ class Log:
     def slot_stat(self, slot: int) -> tuple[int, bool, bool, int, int]:
         """(incarnation, live, tethered, lag_bytes, lost)."""
     def ring_readers(self, bell_fd: int) -> bool:
-        """Wake all who sleep for records, through the record bell, or through the topic's directory of FIFOs. False: this
-        process has no descriptor left for it."""
+        """Wake all who sleep for records, through the record bell, or the topic's directory of FIFOs. False: not all
+        could be, for want of a descriptor, or because the directory is no longer the topic's."""
     def ring_publishers(self, bell_fd: int) -> bool:
         """The same for all who sleep for room."""
     def close(self) -> None:

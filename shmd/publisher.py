@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from shmd.codec import Codec
     from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.session import Bells, Session
+    from shmd.notifier import Bells
+    from shmd.session import Session
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -17,12 +17,15 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.notifiers import notifier, pairwise
 from tests.shell import Shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from shmd.testing import DaemonProcess
+
+__all__ = ["notifier"]
 
 SOAK = os.environ.get("SHMD_SOAK", "") not in ("", "0")
 WATCHDOG_S = 7200 if SOAK else 120
@@ -50,7 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "may_block: this test calls blocking functions inside the event loop on purpose")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not SOAK:
+        items[:], left_out = pairwise(items)
+        config.hook.pytest_deselected(items=left_out)
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(WATCHDOG_S))

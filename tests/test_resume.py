@@ -12,7 +12,7 @@ import pytest
 import shmd
 from shmd import _core, limits, notifier, segment
 from shmd import roster_layout as layout
-from shmd.session import Bells
+from shmd.notifier import EventfdBells
 from tests.conftest import SOAK
 from tests.interrupt import interruptions
 from tests.loop_turns import turns, until
@@ -168,7 +168,7 @@ async def test_who_resumes_last_wakes_those_who_resumed_before(restarts: Restart
     """Until then it rings the old bells, which nobody hears any more, and takes those who sleep for rung."""
 
     def swap(seat: Any) -> None:
-        seat.swap_bells(Bells(os.dup(new[0]), os.dup(new[1])))
+        seat.swap_bells(EventfdBells(*map(os.dup, new), is_publisher=seat.role == "publisher"))
 
     async with (
         two_clients(restarts) as (sender, receiver),
