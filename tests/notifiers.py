@@ -1,8 +1,8 @@
 """Tests over both notifiers. A test that uses the fixture ``notifier`` runs once over eventfds and once over FIFOs.
 
-Where such a test has other parameters, too (an event loop is one), it runs with all combinations of them over eventfds,
-and over FIFOs with as many as are needed for each value of each parameter to come up once: every *pair* of a notifier
-and a value. ``SHMD_SOAK=1`` runs all. Which ones are left out depends on nothing but the order of the parameters.
+Where such a test has other parameters, too, it runs with all combinations of them over eventfds, and over FIFOs with as
+many as are needed for every *pair* of a notifier and a value to come up once. A test that runs on both event loops runs
+over FIFOs on one of them, the next test of its file on the other. ``SHMD_SOAK=1`` runs all.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import pytest
 from shmd import topic_options
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from shmd.protocol import TopicOptions
 
 FIXTURE = "notifier"
 NOTIFIERS = ("eventfd", "fifo")
+LOOP = "_asyncio_loop_factory"
+"""pytest-asyncio's name for it."""
 
 
 @pytest.fixture(params=NOTIFIERS)
@@ -36,21 +36,32 @@ def notifier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return chosen
 
 
-def pairwise(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """(to be run, left out)."""
-    covered: set[Hashable] = set()
-    run: list[pytest.Item] = []
-    left_out: list[pytest.Item] = []
-    for item in items:
-        parameters = _parameters(item)
-        if parameters.pop(FIXTURE, NOTIFIERS[0]) == NOTIFIERS[0]:
-            run.append(item)
-            continue
-        test = item.nodeid.partition("[")[0]
-        pairs = {(test, name, repr(value)) for name, value in parameters.items()} or {(test,)}
-        (run if pairs - covered else left_out).append(item)
-        covered |= pairs
-    return run, left_out
+def pairwise(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Those that need not be run. The order of ``items`` does not matter."""
+    left_out: set[pytest.Item] = set()
+    files: dict[str, dict[str, list[pytest.Item]]] = {}
+    for item in sorted(items, key=lambda item: item.nodeid):
+        if _parameters(item).get(FIXTURE, NOTIFIERS[0]) != NOTIFIERS[0]:
+            test = item.nodeid.partition("[")[0]
+            files.setdefault(test.partition("::")[0], {}).setdefault(test, []).append(item)
+    for tests in files.values():
+        for number, variants in enumerate(tests.values()):
+            left_out |= _surplus(variants, number)
+    return left_out
+
+
+def _surplus(variants: list[pytest.Item], number: int) -> set[pytest.Item]:
+    """Of one test, the ``number``-th of its file, over one notifier: what brings no new value of a parameter."""
+    loops = list(dict.fromkeys(_parameters(item).pop(LOOP, None) for item in variants))
+    by_loop = sorted(variants, key=lambda item: (loops.index(_parameters(item).get(LOOP)) - number) % len(loops))
+    covered: set[tuple[str, str]] = set()
+    surplus: set[pytest.Item] = set()
+    for item in by_loop:
+        values = {(name, repr(value)) for name, value in _parameters(item).items() if name != LOOP}
+        if values <= covered:
+            surplus.add(item)
+        covered |= values
+    return surplus
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

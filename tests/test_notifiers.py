@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 
 CASE = """
-    import itertools
     import pytest
-    from tests.notifiers import NOTIFIERS, pairwise
+    from tests.notifiers import pairwise
 
     def pytest_collection_modifyitems(config, items):
-        items[:], left_out = pairwise(items)
-        config.hook.pytest_deselected(items=left_out)
+        left_out = pairwise(items)
+        items[:] = [item for item in items if item not in left_out]
 """
 TESTS = """
     import pytest
@@ -20,9 +19,12 @@ TESTS = """
     def notifier(request):
         return request.param
 
-    @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+    @pytest.mark.parametrize("_asyncio_loop_factory", ["asyncio", "uvloop"])
     @pytest.mark.parametrize("size", [1, 2, 3])
-    def test_many(notifier, loop, size): ...
+    def test_many(notifier, _asyncio_loop_factory, size): ...
+
+    @pytest.mark.parametrize("_asyncio_loop_factory", ["asyncio", "uvloop"])
+    def test_more(notifier, _asyncio_loop_factory): ...
 
     def test_one(notifier): ...
 
@@ -39,10 +41,13 @@ def collected(pytester: pytest.Pytester) -> list[str]:
 
 
 def test_every_pair_of_a_notifier_and_a_value_is_run(collected: list[str]) -> None:
-    over_fifos = [name for name in collected if "fifo" in name]
-    for value in ("asyncio", "uvloop", "1", "2", "3"):
-        assert any(value in name for name in over_fifos if name.startswith("test_many"))
-    assert len(over_fifos) < len([name for name in collected if "eventfd" in name])
+    many, (more,) = (
+        [name for name in collected if name.startswith(f"test_m{what}") and "fifo" in name] for what in ("any", "ore")
+    )
+    assert len(many) == 3
+    assert all(any(size in name for name in many) for size in "123")
+    assert all("asyncio" in name for name in many)
+    assert "uvloop" in more
 
 
 def test_over_eventfds_and_without_other_parameters_nothing_is_left_out(collected: list[str]) -> None:
