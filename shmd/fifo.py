@@ -65,11 +65,14 @@ def publisher_name(number: int) -> str:
 
 
 def make_directory(path: Path) -> None:
-    """With those above it that are missing. Fine if it is there."""
+    """With the root, if that is missing. Fine if it is there; something else in its place is removed."""
     for directory in (path.parent, path):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(directory.lstat().st_mode):
+                directory.unlink()
         with contextlib.suppress(FileExistsError):
             directory.mkdir()
-            directory.chmod(_DIRECTORY_MODE)  # whatever the umask says
+        directory.chmod(_DIRECTORY_MODE)  # whatever the umask says
 
 
 def make(path: Path, gid: int, mode: int) -> None:

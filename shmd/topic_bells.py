@@ -50,10 +50,10 @@ class TopicBells(Protocol):
         """Give descriptors back; with ``remove`` what lies in the file system goes, too."""
 
 
-def make(info: TopicInfo) -> TopicBells:
-    """The bells of a topic, new or adopted. ``LimitExceeded`` (descriptors), ``PermissionDenied``, ``OSError``."""
+def make(info: TopicInfo, *, adopted: bool = False) -> TopicBells:
+    """The bells of a topic. ``LimitExceeded`` (descriptors), ``PermissionDenied``, ``OSError``; then none are left."""
     try:
-        return _Fifos(info) if info.notifier == "fifo" else _Eventfds()
+        return _Fifos(info, adopted=adopted) if info.notifier == "fifo" else _Eventfds()
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
@@ -93,17 +93,19 @@ class _Fifos:
 
     descriptors: tuple[int, ...] = ()
 
-    def __init__(self, info: TopicInfo) -> None:
+    def __init__(self, info: TopicInfo, *, adopted: bool) -> None:
         self._path = Path(info.fifo_dir)
         self._gid = info.gid
         self._mode = policy.ctl_mode(info.mode)
         fifo.make_directory(self._path)
         failpoint.reach("fifo-directory-made")
         try:
-            self._try_out()
+            if not adopted:
+                self._try_out()
             self._fd = fifo.open_directory(self._path)
         except BaseException:
-            fifo.remove_directory(self._path)
+            if not adopted:
+                fifo.remove_directory(self._path)
             raise
 
     def _try_out(self) -> None:

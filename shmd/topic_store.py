@@ -201,7 +201,7 @@ def adopt(info: TopicInfo, bells: Sequence[int] | None) -> StoredTopic:
         core = _core.Log(log.mapping, ctl.mapping, **identity_of(info))
         undo.callback(core.close)
         core.stat()  # damage shows here
-        held = topic_bells.make(info, bells)
+        held = topic_bells.make(info, bells, adopted=True)
         undo.pop_all()
         return StoredTopic(info, core, [log, ctl], held)
 

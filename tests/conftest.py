@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 import uvloop
 
-from tests.notifiers import notifier, pairwise
+from tests.notifiers import SOAK, notifier, pairwise
 from tests.shell import Shell
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from shmd.testing import DaemonProcess
 
-__all__ = ["notifier"]
+__all__ = ["SOAK", "notifier"]
 
-SOAK = os.environ.get("SHMD_SOAK", "") not in ("", "0")
 WATCHDOG_S = 7200 if SOAK else 120
 
 # Installed, shmd's plugin comes by its entry point; in a checkout nobody announces it.

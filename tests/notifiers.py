@@ -2,11 +2,13 @@
 
 Where such a test has other parameters, too, it runs with all combinations of them over eventfds, and over FIFOs with as
 many as are needed for every *pair* of a notifier and a value to come up once. A test that runs on both event loops runs
-over FIFOs on one of them, the next test of its file on the other. ``SHMD_SOAK=1`` runs all.
+over FIFOs on one of them, the next test of its file on the other. Long tests mix both kinds of topics
+(``MIXTURES``) or take one of them (``unless_soak``). ``SHMD_SOAK=1`` runs all.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,12 +17,23 @@ import pytest
 from shmd import topic_options
 
 if TYPE_CHECKING:
+    from shmd.cli.torture.chaos import Mixture
     from shmd.protocol import TopicOptions
 
+SOAK = os.environ.get("SHMD_SOAK", "") not in ("", "0")
 FIXTURE = "notifier"
 NOTIFIERS = ("eventfd", "fifo")
 LOOP = "_asyncio_loop_factory"
 """pytest-asyncio's name for it."""
+
+
+MIXTURES: list[Mixture] = ["eventfd", "fifo", "both"] if SOAK else ["both"]
+"""For what is long and has several topics: both kinds at once; in soak also each alone."""
+
+
+def unless_soak(only: str) -> pytest.MarkDecorator:
+    """For what is long and has one topic: one of the two, unless in soak."""
+    return pytest.mark.parametrize(FIXTURE, NOTIFIERS if SOAK else [only])
 
 
 @pytest.fixture(params=NOTIFIERS)

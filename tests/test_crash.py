@@ -112,6 +112,26 @@ def test_publisher_takes_over_the_lock_of_one_killed_while_holding_it() -> None:
         assert (stat["takeovers"], stat["lock_owner_tid"]) == (1, 0)
 
 
+def test_slow_ringer_does_not_clear_the_mark_of_a_later_sleep() -> None:
+    with local_topic(65536, fifo=True) as topic:
+        cursor = topic.cursor(0, tethered=False)
+        cursor.seek_start()
+        assert cursor.join()
+        ear = topic.ear("r0")
+        assert cursor.arm()
+        child = run_child(topic, "fifo_written", "stop", 0)
+        try:
+            _, status = os.waitpid(child.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            assert os.read(ear, 10) == b"\0"
+            assert drain(cursor)
+            assert cursor.arm(), "asleep again, before it is done with the sleep before"
+        finally:
+            child.send_signal(signal.SIGCONT)
+        assert child.wait() == 0
+        assert os.read(ear, 10)
+
+
 @pytest.fixture
 def stopped_in_the_lock() -> Iterator[tuple[LocalTopic, subprocess.Popen[bytes]]]:
     with local_topic() as topic:
