@@ -19,7 +19,7 @@ from shmd import failpoint, fifo, limits, notifier, policy
 from shmd.errors import LimitExceeded, PermissionDenied
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from shmd import _core
     from shmd.protocol import TopicInfo
@@ -50,10 +50,13 @@ class TopicBells(Protocol):
         """Give descriptors back; with ``remove`` what lies in the file system goes, too."""
 
 
-def make(info: TopicInfo, *, adopted: bool = False) -> TopicBells:
-    """The bells of a topic. ``LimitExceeded`` (descriptors), ``PermissionDenied``, ``OSError``; then none are left."""
+def make(info: TopicInfo, stored: Sequence[int] | None = None, *, adopted: bool = False) -> TopicBells:
+    """The bells of a topic, whose eventfds may have been ``stored`` and are taken over.
+
+    ``LimitExceeded`` (descriptors), ``PermissionDenied``, ``OSError``; then none are left but the stored ones.
+    """
     try:
-        return _Fifos(info, adopted=adopted) if info.notifier == "fifo" else _Eventfds()
+        return _Fifos(info, adopted=adopted) if info.notifier == "fifo" else _Eventfds(stored)
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
@@ -61,7 +64,10 @@ def make(info: TopicInfo, *, adopted: bool = False) -> TopicBells:
 
 
 class _Eventfds:
-    def __init__(self) -> None:
+    def __init__(self, stored: Sequence[int] | None) -> None:
+        if stored:
+            self.descriptors = tuple(stored)
+            return
         with ExitStack() as undo:
             bells = []
             for _ in range(limits.DESCRIPTORS_PER_MESSAGE_MAX):

@@ -112,7 +112,9 @@ def participants(socket_path: str, notifier: str) -> Iterator[tuple[subprocess.P
     """A subscriber and a publisher of an attached topic, between which one record has gone; killed at the end."""
     command = [sys.executable, "-c", PARTICIPANT, socket_path]
     with (
-        subprocess.Popen([*command, "subscribe", notifier], stdout=subprocess.PIPE, env=os.environ | PATH) as subscriber,
+        subprocess.Popen(
+            [*command, "subscribe", notifier], stdout=subprocess.PIPE, env=os.environ | PATH
+        ) as subscriber,
         subprocess.Popen([*command, "publish", notifier], stdout=subprocess.PIPE, env=os.environ | PATH) as publisher,
     ):
         try:
@@ -125,7 +127,9 @@ def participants(socket_path: str, notifier: str) -> Iterator[tuple[subprocess.P
             publisher.kill()
 
 
-def test_shared_memory_is_as_before_when_all_that_use_attached_topics_are_killed(shmd_start: StartDaemon, notifier: str) -> None:
+def test_shared_memory_is_as_before_when_all_that_use_attached_topics_are_killed(
+    shmd_start: StartDaemon, notifier: str
+) -> None:
     """Publisher, subscriber and daemon, all at once: of them nothing stays."""
     before = [sysvipc("shm"), sysvipc("sem")]
     daemon = shmd_start()
