@@ -163,7 +163,8 @@ def test_daemon_killed_while_it_makes_an_attached_topic_leaves_what_its_successo
     """Segments have keys while they are made, so for that long the roster has one, too."""
     before = [sysvipc("shm"), sysvipc("sem")]
     daemon = shmd_start()
-    command = [sys.executable, "-c", PARTICIPANT.replace('"t"', '"t", size="1GiB"'), daemon.socket_path, "publish"]
+    code = PARTICIPANT.replace('"t"', '"t", size="1GiB"')
+    command = [sys.executable, "-c", code, daemon.socket_path, "publish", "eventfd"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | PATH) as publisher:
         while not any(found.kind == "roster" and found.stat.key for found in of(daemon.instance)):
             pass
