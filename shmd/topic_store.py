@@ -149,9 +149,9 @@ def create(
 ) -> StoredTopic:
     """Make a topic; blocks for about half a second per GiB.
 
-    ``intent`` is kept up to date; the caller clears it. Raises ``SegmentError``, ``LimitExceeded`` (memory, descriptors),
-    ``PermissionDenied`` (FIFOs for a group that the daemon is not in), and ``RequestRefused`` once ``stop`` is set;
-    then nothing is left behind.
+    ``intent`` is kept up to date; the caller clears it. Raises ``SegmentError``, ``LimitExceeded`` (memory,
+    descriptors), ``PermissionDenied`` (FIFOs for a group that the daemon is not in), and ``RequestRefused`` once
+    ``stop`` is set; then nothing is left behind.
     """
     sizes_bytes = (log_bytes(settings.size_bytes), CTL_BYTES)
     memory.check(sizes_bytes, _WISH)
