@@ -107,12 +107,17 @@ class Seat:
         """The bell that is for us."""
         return self._bells.listening_fd
 
+    @property
+    def ringing_fd(self) -> int:
+        """What we ring others with: readers for records, publishers for room."""
+        return self._bells.record_fd if self.role == "publisher" else self._bells.space_fd
+
     def ring_others(self) -> None:
-        """Wake those who wait for what we do: readers for records, publishers for room."""
+        """Wake those who wait for what we do."""
         if self.role == "publisher":
-            self.log.ring_readers(self._bells.record_fd)
+            self.log.ring_readers(self.ringing_fd)
         else:
-            self.log.ring_publishers(self._bells.space_fd)
+            self.log.ring_publishers(self.ringing_fd)
 
     def enter(self) -> None:
         """Make what is needed of ``log``."""

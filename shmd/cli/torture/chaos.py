@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from shmd.protocol import Notifier
 
 Act: TypeAlias = Literal[
     "kill publisher",
@@ -44,6 +43,7 @@ Act: TypeAlias = Literal[
     "stop daemon",
 ]
 
+Notifier: TypeAlias = Literal["eventfd", "fifo"]
 Mixture: TypeAlias = Literal["eventfd", "fifo", "both"]
 
 TOPICS: Final = {"torture.wait": True, "torture.discard": False}
