@@ -21,6 +21,7 @@ Kind = Literal["one way", "round trip"]
 
 PUBLISH: Final = "shmd publish"
 PUBLISH_MANY: Final = "shmd publish_many"
+FIFO: Final = "shmd over FIFOs"
 ZMQ: Final = "zmq.asyncio"
 STREAMS: Final = "Unix streams"
 EVENTFD: Final = "bare eventfd"
@@ -53,7 +54,13 @@ def pairs(peers: list[str], shmd_socket: Path | None) -> list[Pair]:
 
         publish = shmd_topics.opener(shmd_socket, shmd_topics.ShmdTopics)
         publish_many = shmd_topics.opener(shmd_socket, shmd_topics.ShmdTopicsInBatches)
-        found += [_round_trip(PUBLISH, publish), *_one_way(PUBLISH, publish), *_one_way(PUBLISH_MANY, publish_many)]
+        over_fifos = shmd_topics.opener(shmd_socket, shmd_topics.ShmdTopicsOverFifos)
+        found += [
+            _round_trip(PUBLISH, publish),
+            _round_trip(FIFO, over_fifos),
+            *_one_way(PUBLISH, publish),
+            *_one_way(PUBLISH_MANY, publish_many),
+        ]
     if "zmq" in peers:
         try:
             from benchmarks.peers import zmq_asyncio

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.results import Results, Verdict
 
 ONE_WAY_PEERS = (cases.PUBLISH, cases.PUBLISH_MANY, cases.ZMQ, cases.STREAMS)
-ROUND_TRIP_PEERS = (cases.EVENTFD, cases.PUBLISH, cases.ZMQ, cases.STREAMS)
+ROUND_TRIP_PEERS = (cases.EVENTFD, cases.PUBLISH, cases.FIFO, cases.ZMQ, cases.STREAMS)
 
 
 def tables(results: Results, places: Sequence[Placement], found: Sequence[Verdict]) -> str:

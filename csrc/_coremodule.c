@@ -460,14 +460,19 @@ static PyObject *Log_slot_stat(PyObject *op, PyObject *arg) {
                          (unsigned long long)load_relaxed(&self->log.slots[slot].lost));
 }
 
-static PyObject *Log_ring(PyObject *op, PyObject *arg) {
+static PyObject *log_ring(PyObject *op, PyObject *arg, enum shmd_sleepers who) {
+    Log *self = log_check(op);
     int fd = (int)PyLong_AsLong(arg);
-    (void)op;
-    if (PyErr_Occurred())
+    if (self == NULL || PyErr_Occurred())
         return NULL;
-    shmd_bell_write(fd);
-    Py_RETURN_NONE;
+    if (self->log.ctl == NULL)
+        return PyErr_Format(PyExc_ValueError, "ringing needs the ctl, which tells who sleeps");
+    return PyBool_FromLong(shmd_bell_ring(&self->log, shmd_bell_of(&self->log, fd), who));
 }
+
+static PyObject *Log_ring_readers(PyObject *op, PyObject *arg) { return log_ring(op, arg, SHMD_READERS); }
+
+static PyObject *Log_ring_publishers(PyObject *op, PyObject *arg) { return log_ring(op, arg, SHMD_PUBLISHERS); }
 
 static PyObject *record_new(const struct shmd_view *view, PyObject *topic, PyObject *decode, PyObject *explain);
 
@@ -518,7 +523,8 @@ static PyMethodDef Log_methods[] = {
     {"slowest", Log_slowest, METH_NOARGS, "(slot, incarnation) of the slowest tethered cursor, or None."},
     {"declare_owner_dead", Log_declare_owner_dead, METH_O, "Mark the lock as its owner's death would, if TID holds it."},
     {"slot_stat", Log_slot_stat, METH_O, "(incarnation, live, tethered, lag_bytes, lost)."},
-    {"ring", Log_ring, METH_O, "Ring a bell unconditionally."},
+    {"ring_readers", Log_ring_readers, METH_O, "Wake all who sleep for records."},
+    {"ring_publishers", Log_ring_publishers, METH_O, "Wake all who sleep for room."},
     {"close", Log_close, METH_NOARGS, "Give the mappings back."},
     {NULL, NULL, 0, NULL},
 };
@@ -939,7 +945,8 @@ static int Cursor_init(PyObject *op, PyObject *args, PyObject *kwargs) {
             PyErr_SetString(PyExc_TypeError, "a Cursor is initialised once");
         return -1;
     }
-    int result = shmd_reader_init(&self->reader, &self->log->log, slot, incarnation, tethered, space_fd);
+    const struct shmd_log *view = &self->log->log;
+    int result = shmd_reader_init(&self->reader, view, slot, incarnation, tethered, shmd_bell_of(view, space_fd));
     if (result != 0) {
         raise_result(result, self->log, 0);
         log_unuse(&self->log);
@@ -1156,12 +1163,12 @@ static int bell_from(PyObject *value, int *fdp) {
 
 static PyObject *Cursor_space_fd(PyObject *op, void *unused) {
     (void)unused;
-    return PyLong_FromLong(((Cursor *)op)->reader.space_fd);
+    return PyLong_FromLong(((Cursor *)op)->reader.bell.fd);
 }
 
 static int Cursor_set_space_fd(PyObject *op, PyObject *value, void *unused) {
     (void)unused;
-    return bell_from(value, &((Cursor *)op)->reader.space_fd);
+    return bell_from(value, &((Cursor *)op)->reader.bell.fd);
 }
 
 static PyGetSetDef Cursor_getset[] = {
@@ -1207,7 +1214,7 @@ static int Appender_init(PyObject *op, PyObject *args, PyObject *kwargs) {
     self->log = log_use(log);
     if (self->log == NULL)
         return -1;
-    shmd_appender_init(&self->appender, &self->log->log, publisher, bell_fd);
+    shmd_appender_init(&self->appender, &self->log->log, publisher, shmd_bell_of(&self->log->log, bell_fd));
     return 0;
 }
 
@@ -1443,16 +1450,22 @@ static PyMethodDef Appender_methods[] = {
 };
 static PyObject *Appender_bell_fd(PyObject *op, void *unused) {
     (void)unused;
-    return PyLong_FromLong(((Appender *)op)->appender.bell_fd);
+    return PyLong_FromLong(((Appender *)op)->appender.bell.fd);
 }
 
 static int Appender_set_bell_fd(PyObject *op, PyObject *value, void *unused) {
     (void)unused;
-    return bell_from(value, &((Appender *)op)->appender.bell_fd);
+    return bell_from(value, &((Appender *)op)->appender.bell.fd);
+}
+
+static PyObject *Appender_unheard(PyObject *op, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(((Appender *)op)->appender.unheard);
 }
 
 static PyGetSetDef Appender_getset[] = {
     {"due", Appender_due, NULL, NULL, NULL},
+    {"unheard", Appender_unheard, NULL, NULL, NULL},
     {"bell_fd", Appender_bell_fd, Appender_set_bell_fd, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -1753,6 +1766,7 @@ static int fill_module(PyObject *module) {
                    PyModule_AddIntConstant(module, "INCARNATION_MAX", SHMD_INCARNATION_MAX) ||
                    PyModule_AddIntConstant(module, "FLAG_WAIT", SHMD_FLAG_WAIT) ||
                    PyModule_AddIntConstant(module, "FLAG_EXCLUSIVE", SHMD_FLAG_EXCLUSIVE) ||
+                   PyModule_AddIntConstant(module, "FLAG_FIFO", SHMD_FLAG_FIFO) ||
                    PyModule_AddIntConstant(module, "FULL", -SHMD_FULL) || PyModule_AddIntConstant(module, "BUSY", -SHMD_BUSY)
                ? -1
                : 0;

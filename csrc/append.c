@@ -33,8 +33,8 @@
 #define COMMIT_ORDER memory_order_seq_cst
 #endif
 
-void shmd_appender_init(struct shmd_appender *a, const struct shmd_log *log, uint32_t publisher, int bell_fd) {
-    *a = (struct shmd_appender){.log = log, .publisher = publisher, .bell_fd = bell_fd};
+void shmd_appender_init(struct shmd_appender *a, const struct shmd_log *log, uint32_t publisher, struct shmd_bell bell) {
+    *a = (struct shmd_appender){.log = log, .publisher = publisher, .bell = bell};
 }
 
 static void scan_cursors(struct shmd_appender *a, uint64_t head, uint64_t tail) {
@@ -208,7 +208,7 @@ static int append_locked(struct shmd_appender *a, const struct shmd_bytes *paylo
 }
 
 static void ring_readers(struct shmd_appender *a) {
-    shmd_bell_check(&a->log->ctl->armed, &a->log->header->rung, a->bell_fd);
+    shmd_bell_check(a->log, a->bell, SHMD_READERS);
     SHMD_FAILPOINT(append_rung);
 }
 
@@ -244,13 +244,46 @@ int shmd_append(struct shmd_appender *a, const struct shmd_bytes *payloads, size
     return result;
 }
 
-int shmd_appender_arm(struct shmd_appender *a) {
+/* Among the waiters: in the old place, if we are still there, else in the first free one. */
+static void mark_waiting(struct shmd_appender *a) {
+    shmd_a64 *waiters = a->log->ctl->waiters;
+    uint64_t mark = (uint64_t)a->publisher << 32 | ++a->sleeps;
+    uint64_t expected = a->mark;
+    a->unheard = false;
+    /* SYNC: pairs with the look at the marks in bell.c, as all swaps here do */
+    if (expected == 0 || !cas_seq(&waiters[a->place], &expected, mark)) {
+        uint32_t place = 0;
+        for (expected = 0; place < SHMD_WAITERS && !cas_seq(&waiters[place], &expected, mark); expected = 0) /* SYNC: as above */
+            place++;
+        a->unheard = place == SHMD_WAITERS;
+        a->place = place;
+    }
+    a->mark = a->unheard ? 0 : mark;
+    SHMD_FAILPOINT(space_marked);
+}
+
+static void unmark_waiting(struct shmd_appender *a) {
+    uint64_t expected = a->mark;
+    if (expected != 0)
+        (void)cas_seq(&a->log->ctl->waiters[a->place], &expected, 0); /* SYNC: as in mark_waiting */
+    a->mark = 0;
+}
+
+/* Whether the slowest cursor is still in the way. */
+static bool is_full(const struct shmd_appender *a) {
     uint64_t head, tail;
+    return shmd_log_bounds(a->log, &head, &tail) == SHMD_OK && shmd_slowest_cursor(a->log, head, tail) < a->wanted;
+}
+
+int shmd_appender_arm(struct shmd_appender *a) {
+    if (a->bell.kind == SHMD_BELL_FIFO)
+        mark_waiting(a);
     (void)add_seq(&a->log->header->space_armed, 1); /* SYNC: pairs with shmd_bell_check after a reader's cursor store */
     SHMD_FAILPOINT(space_armed);
-    if (shmd_log_bounds(a->log, &head, &tail) != SHMD_OK)
-        return SHMD_AGAIN;
-    return shmd_slowest_cursor(a->log, head, tail) >= a->wanted ? SHMD_AGAIN : SHMD_OK;
+    if (is_full(a))
+        return SHMD_OK;
+    unmark_waiting(a);
+    return SHMD_AGAIN;
 }
 
 int shmd_reserve(struct shmd_appender *a, size_t size, uint8_t **payloadp) {

@@ -1,16 +1,9 @@
 /*
- * The ctl segment: slots, cursors and the two pairs of sleep counters.
- *
- * The doorbell, which models/bell.pml in the docs checks: a sleeper adds one to `armed` and then looks once more at what
- * it waits for; a waker changes that (commits, or moves its cursor) and then compares `armed` with `rung`. If they differ
- * it remembers `armed`, rings once, and stores what it remembered. Each side writes its own word and then reads the
- * other's, all sequentially consistent, so one of them always sees the other. A waker that dies in between leaves the
- * counters different, and the next one rings.
+ * The ctl segment: formatting it, and the slots in it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "shmd.h"
 
@@ -35,6 +28,7 @@ int shmd_slot_grant(const struct shmd_log *log, uint32_t slot, uint32_t incarnat
     tethered = live && tethered && (log->flags & SHMD_FLAG_WAIT);
     uint64_t flags = (live ? SHMD_WORD_LIVE : 0) | (tethered ? SHMD_WORD_TETHERED : 0);
     store_relaxed(&log->slots[slot].lost, 0);
+    store_relaxed(&log->slots[slot].asleep, 0); /* the last holder's: whoever rings for it would do so in vain */
     store_seq(&log->slots[slot].word, shmd_word(incarnation, flags, 0)); /* SYNC: pairs with shmd_slowest_cursor */
     uint32_t high = load_relaxed(&log->ctl->slot_high);
     if (high <= slot)
@@ -123,21 +117,4 @@ int shmd_slowest_slot(const struct shmd_log *log, uint32_t *slotp, uint32_t *inc
         *incarnationp = shmd_word_incarnation(word);
     }
     return slowest == UINT64_MAX ? SHMD_EMPTY : SHMD_OK;
-}
-
-void shmd_bell_write(int fd) {
-    static const uint64_t nothing = 0;
-    int saved = errno;
-    /* Failing means that the descriptor is no bell (any more): then nobody sleeps on it. */
-    ssize_t written = write(fd, &nothing, sizeof nothing);
-    (void)written;
-    errno = saved;
-}
-
-void shmd_bell_check(shmd_a64 *armed, shmd_a64 *rung, int fd) {
-    uint64_t remembered = load_seq(armed); /* SYNC: pairs with the sleeper's add_seq: our change came before this */
-    if (remembered == load_relaxed(rung))
-        return;
-    shmd_bell_write(fd);
-    store_relaxed(rung, remembered);
 }

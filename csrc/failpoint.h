@@ -19,8 +19,12 @@
     X(read_rung)               \
     X(join_cursor_stored)      \
     X(join_announced)          \
+    X(reader_marked)           \
     X(reader_armed)            \
-    X(space_armed)
+    X(space_marked)            \
+    X(space_armed)             \
+    X(fifo_written)            \
+    X(fifo_cleared)
 
 #ifdef SHMD_FAILPOINTS
 enum shmd_failpoint {

@@ -47,9 +47,10 @@
  *   0x00c0 | joins            u64 : bumped when a tether appears          |
  *   0x0100 | slot_high        u32 : slots ever granted                    |
  *   0x0140 | reserved                                                     |
+ *   0x0800 | waiters[256]     u64 : publishers asleep, FIFO topics only   |
  *   0x1000 | slot[slot_count], 64 bytes each                              |
  *
- * A SLOT:  | word u64 | lost u64 | reserved |
+ * A SLOT:  | word u64 | lost u64 | asleep u64 : FIFO topics only | reserved |
  *
  *   word:  63 ........ 34 | 33       | 32   | 31 ............ 0
  *          incarnation    | tethered | live | cursor / 8, low 32 bits
@@ -57,6 +58,9 @@
  *   The cursor is within 32 GiB below tail, so its low bits tell the whole position.
  *   Incarnation 0: nobody's. One word, so that a take-over and a
  *   cursor store are each one compare-and-swap: who no longer holds the slot cannot move its cursor.
+ *
+ * A MARK, `asleep` or one of `waiters`: | incarnation, or publisher's number u32 | how many sleeps so far u32 |; 0: none.
+ *   No two sleeps have the same mark, so that a compare-and-swap clears only the one that was rung for.
  */
 #ifndef SHMD_LAYOUT_H
 #define SHMD_LAYOUT_H
@@ -69,15 +73,17 @@
 #define SHMD_LOG_MAGIC 0x31474f4c444d4853ULL /* "SHMDLOG1" in memory */
 #define SHMD_CTL_MAGIC 0x314c5443444d4853ULL /* "SHMDCTL1" in memory */
 #define SHMD_LAYOUT_MAJOR 1u
-#define SHMD_LAYOUT_MINOR 0u
+#define SHMD_LAYOUT_MINOR 1u
 #define SHMD_HEADER_BYTES 4096u
 #define SHMD_NAME_BYTES 256u
 #define SHMD_CAPACITY_MIN 4096ULL
 #define SHMD_CAPACITY_MAX (8ULL << 30)
 #define SHMD_SLOTS_MAX 65536u
+#define SHMD_WAITERS 256u
 
 #define SHMD_FLAG_WAIT 1u      /* full: publishers wait for tethered subscribers (else: the oldest is given up) */
 #define SHMD_FLAG_EXCLUSIVE 2u /* one publisher, no lock */
+#define SHMD_FLAG_FIFO 4u      /* sleepers are woken through FIFOs (else: an eventfd) */
 
 #define SHMD_KIND_DATA 1u
 #define SHMD_KIND_PADDING 2u
@@ -138,13 +144,15 @@ struct shmd_ctl_header {
     uint8_t reserved_joins[56];
     shmd_a32 slot_high;
     uint8_t reserved_high[60];
-    uint8_t reserved_end[3776];
+    uint8_t reserved_end[1728];
+    shmd_a64 waiters[SHMD_WAITERS];
 };
 
 struct shmd_slot {
     shmd_a64 word;
     shmd_a64 lost;
-    uint8_t reserved[48];
+    shmd_a64 asleep;
+    uint8_t reserved[40];
 };
 
 /* Every field, once: the assertions below and the exported table (docs, tests) come from these lists. */
@@ -186,11 +194,13 @@ struct shmd_slot {
     X(armed, 0x040)         \
     X(space_rung, 0x080)    \
     X(joins, 0x0c0)         \
-    X(slot_high, 0x100)
+    X(slot_high, 0x100)     \
+    X(waiters, 0x800)
 
 #define SHMD_SLOT_FIELDS(X) \
     X(word, 0)              \
-    X(lost, 8)
+    X(lost, 8)              \
+    X(asleep, 16)
 
 #define SHMD_ASSERT_LOG(f, at) _Static_assert(offsetof(struct shmd_log_header, f) == (at), "log." #f);
 #define SHMD_ASSERT_RECORD(f, at) _Static_assert(offsetof(struct shmd_record, f) == (at), "record." #f);

@@ -25,7 +25,7 @@
 #endif
 
 int shmd_reader_init(struct shmd_reader *r, const struct shmd_log *log, uint32_t slot, uint32_t incarnation,
-                     bool tethered, int space_fd) {
+                     bool tethered, struct shmd_bell bell) {
     if (log->ctl == NULL || slot >= log->slot_count)
         return -EINVAL;
     uint64_t word = load_relaxed(&log->slots[slot].word);
@@ -36,7 +36,7 @@ int shmd_reader_init(struct shmd_reader *r, const struct shmd_log *log, uint32_t
         .slot = &log->slots[slot],
         .word = word,
         .incarnation = incarnation,
-        .space_fd = space_fd,
+        .bell = bell,
         .wants_tether = tethered && (log->flags & SHMD_FLAG_WAIT),
     };
     r->tethered = r->wants_tether;
@@ -183,7 +183,7 @@ int shmd_seek_scan(struct shmd_reader *r, enum shmd_seek by, uint64_t value, uin
 
 static void ring_for_room(struct shmd_reader *r) {
     if (r->log->flags & SHMD_FLAG_WAIT)
-        shmd_bell_check(&r->log->header->space_armed, &r->log->ctl->space_rung, r->space_fd);
+        shmd_bell_check(r->log, r->bell, SHMD_PUBLISHERS);
 }
 
 int shmd_join(struct shmd_reader *r) {
@@ -391,10 +391,20 @@ void shmd_read_end(struct shmd_reader *r) {
 bool shmd_available(const struct shmd_reader *r) { return load_relaxed(&r->log->header->tail) != r->position; }
 
 int shmd_reader_arm(struct shmd_reader *r) {
+    uint64_t mark = 0;
+    if (r->bell.kind == SHMD_BELL_FIFO) {
+        mark = (uint64_t)r->incarnation << 32 | ++r->sleeps;
+        store_seq(&r->slot->asleep, mark); /* SYNC: pairs with the look at the marks in bell.c; before armed */
+        SHMD_FAILPOINT(reader_marked);
+    }
     (void)add_seq(&r->log->ctl->armed, 1); /* SYNC: pairs with shmd_bell_check after a commit */
     SHMD_FAILPOINT(reader_armed);
     /* SYNC: pairs with the commit in append.c: it sees us armed, or we see its tail */
-    return load_seq(&r->log->header->tail) != r->position ? SHMD_AGAIN : SHMD_OK;
+    if (load_seq(&r->log->header->tail) == r->position)
+        return SHMD_OK;
+    if (mark != 0)
+        (void)cas_seq(&r->slot->asleep, &mark, 0); /* SYNC: as above; not asleep after all */
+    return SHMD_AGAIN;
 }
 
 void shmd_leave(struct shmd_reader *r) {

@@ -1,6 +1,6 @@
 /*
  * The C core of shmd: append to and read from a topic whose segments are already attached. No Python, no malloc but a
- * reader's copy buffer, no waiting; the only system calls are the doorbell's write and a lock's one-time set-up.
+ * reader's copy buffer, no waiting; the only system calls are the doorbell's (bell.c) and a lock's one-time set-up.
  *
  * Results: 0 is done; a positive enum shmd_result is an answer to handle (full, empty and busy are no errors); a
  * negative number is -errno: -EUCLEAN for shared memory that no publisher writes, -EMSGSIZE for a record over the limit,
@@ -97,7 +97,7 @@ void shmd_log_stat(const struct shmd_log *log, struct shmd_stat *statp);
 /* Copy the newest record into *bufferp (realloc'ed to *bufferp_bytes). SHMD_EMPTY, SHMD_AGAIN, -EUCLEAN, -ENOMEM. */
 int shmd_newest(const struct shmd_log *log, uint8_t **bufferp, size_t *buffer_bytesp, struct shmd_view *viewp);
 
-/* --- ctl.c: slots and bells ------------------------------------------------------------------------------------------ */
+/* --- ctl.c: slots ---------------------------------------------------------------------------------------------------- */
 
 size_t shmd_ctl_bytes(uint32_t slot_count);
 int shmd_ctl_format(void *ctl, size_t ctl_bytes, uint32_t slot_count, const uint8_t topic_id[16]);
@@ -116,10 +116,32 @@ bool shmd_slot_bury(const struct shmd_log *log, uint32_t slot, uint32_t incarnat
 int shmd_next_live(const struct shmd_log *log, uint32_t *slotp, uint32_t *incarnationp);
 /* The slot of the slowest tethered cursor; SHMD_EMPTY if there is none. */
 int shmd_slowest_slot(const struct shmd_log *log, uint32_t *slotp, uint32_t *incarnationp);
-/* Wake all sleepers of an eventfd that was made with value 1 (write 0: never blocks, never overflows). */
-void shmd_bell_write(int fd);
-/* Ring if anyone went to sleep since the last ring. SYNC: see shmd_bell_check in ctl.c. */
-void shmd_bell_check(shmd_a64 *armed, shmd_a64 *rung, int fd);
+
+/* --- bell.c: waking those who sleep ---------------------------------------------------------------------------------- */
+
+enum shmd_bell_kind {
+    SHMD_BELL_EVENTFD, /* fd: an eventfd that was made with value 1 */
+    SHMD_BELL_FIFO,    /* fd: the directory of the topic's FIFOs; O_PATH is enough */
+};
+
+/* How one kind of sleeper is woken. The descriptor is the caller's. */
+struct shmd_bell {
+    int fd;
+    enum shmd_bell_kind kind;
+};
+
+enum shmd_sleepers { SHMD_READERS /* for records */, SHMD_PUBLISHERS /* for room */ };
+
+/* The bell of the kind that the topic has. */
+struct shmd_bell shmd_bell_of(const struct shmd_log *log, int fd);
+/* Wake all who sleep. Never blocks, raises no SIGPIPE, and leaves errno alone. False: somebody could not be, for want of a
+ * descriptor, or because the directory is no longer the topic's. */
+bool shmd_bell_ring(const struct shmd_log *log, struct shmd_bell bell, enum shmd_sleepers who);
+/* The same if anyone went to sleep since the last ring. */
+void shmd_bell_check(const struct shmd_log *log, struct shmd_bell bell, enum shmd_sleepers who);
+/* The name of a sleeper's FIFO, "r" and its slot or "p" and the publisher's number, in the topic's directory. */
+#define SHMD_FIFO_NAME_BYTES 12
+void shmd_fifo_name(char name[SHMD_FIFO_NAME_BYTES], enum shmd_sleepers who, uint32_t number);
 
 /* --- append.c: publishing -------------------------------------------------------------------------------------------- */
 
@@ -131,18 +153,23 @@ struct shmd_bytes {
 struct shmd_appender {
     const struct shmd_log *log;
     uint32_t publisher;
-    int bell_fd;
+    struct shmd_bell bell; /* of the readers */
     bool scanned;         /* slowest and joins hold what a scan found */
     uint64_t slowest;     /* no tethered cursor is below this, as long as joins does not change */
     uint64_t joins;
     uint64_t wanted;      /* what the last append that found no room waits for the slowest cursor to pass */
+    uint32_t sleeps;      /* FIFO topics: how often it went to sleep, */
+    uint64_t mark;        /* its last mark among the waiters, */
+    uint32_t place;       /* where that is, */
+    bool unheard;         /* and whether there was no place left */
 };
 
-void shmd_appender_init(struct shmd_appender *a, const struct shmd_log *log, uint32_t publisher, int bell_fd);
+void shmd_appender_init(struct shmd_appender *a, const struct shmd_log *log, uint32_t publisher, struct shmd_bell bell);
 /* Publish count records: all or nothing, one commit, one bell. *seqp: the last one's. SHMD_FULL, SHMD_BUSY, -EMSGSIZE,
  * -EUCLEAN. */
 int shmd_append(struct shmd_appender *a, const struct shmd_bytes *payloads, size_t count, uint64_t *seqp);
-/* About to sleep for room: SHMD_OK sleep; SHMD_AGAIN there may be room now. */
+/* About to sleep for room: SHMD_OK sleep; SHMD_AGAIN there may be room now. a->unheard: so many sleep that no bell will
+ * ring for this one, and it must look again by itself. */
 int shmd_appender_arm(struct shmd_appender *a);
 /* Exclusive topics: room for one record of size bytes; *payloadp is where to write it. SHMD_FULL, -EMSGSIZE, -EUCLEAN. */
 int shmd_reserve(struct shmd_appender *a, size_t size, uint8_t **payloadp);
@@ -155,7 +182,8 @@ struct shmd_reader {
     struct shmd_slot *slot;
     uint64_t word;        /* what this reader last stored in its slot; another value there means: no longer its own */
     uint32_t incarnation;
-    int space_fd;
+    uint32_t sleeps;      /* FIFO topics: how often it went to sleep */
+    struct shmd_bell bell; /* of publishers that wait for room */
     bool wants_tether;    /* asked to hold publishers back, and the topic lets it */
     bool tethered;        /* does so now; false too after somebody took the tether away */
     bool lapped;          /* the next record may be any number of sequence numbers ahead */
@@ -172,7 +200,7 @@ enum shmd_seek { SHMD_SEEK_SEQ, SHMD_SEEK_TIME };
 
 /* -ESTALE if the slot's incarnation is another. tethered has an effect on `wait` topics only. */
 int shmd_reader_init(struct shmd_reader *r, const struct shmd_log *log, uint32_t slot, uint32_t incarnation,
-                     bool tethered, int space_fd);
+                     bool tethered, struct shmd_bell bell);
 void shmd_reader_free(struct shmd_reader *r);
 void shmd_seek_start(struct shmd_reader *r);
 /* Where another reader of this log stood (in this process, before): its position and next sequence number. What was

@@ -23,6 +23,7 @@ RECORD_OVERHEAD_BYTES: Final[int]
 """Header and trailer of a record, before padding to 8."""
 FLAG_WAIT: Final[int]
 FLAG_EXCLUSIVE: Final[int]
+FLAG_FIFO: Final[int]
 INCARNATION_MAX: Final[int]
 """The largest incarnation of a slot; they are never reused."""
 FULL: Final[int]
@@ -134,8 +135,11 @@ class Log:
         """Daemon, with a proof of death and a writable log: mark the lock as the kernel does, if ``tid`` holds it."""
     def slot_stat(self, slot: int) -> tuple[int, bool, bool, int, int]:
         """(incarnation, live, tethered, lag_bytes, lost)."""
-    def ring(self, bell_fd: int) -> None:
-        """Write 0 to an eventfd, unconditionally."""
+    def ring_readers(self, bell_fd: int) -> bool:
+        """Wake all who sleep for records, through the record bell, or the topic's directory of FIFOs. False: not all
+        could be, for want of a descriptor, or because the directory is no longer the topic's."""
+    def ring_publishers(self, bell_fd: int) -> bool:
+        """The same for all who sleep for room."""
     def close(self) -> None:
         """Give the mappings back; later use raises ClosedError. BufferError while Appenders or Cursors live."""
 
@@ -220,7 +224,7 @@ class Cursor:
     def seek_time(self, time_ns: int, steps: int) -> bool:
         """The first record at or after ``time_ns``, or the end. False: call again to go on."""
     space_fd: int
-    """The bell of publishers that wait for room. To be replaced after the daemon made a new one."""
+    """The bell of publishers that wait for room, or the directory of FIFOs. To be replaced when there is a new one."""
     def join(self) -> bool:
         """Store the cursor (and the tether, if any) in the ctl. False: publishers went past meanwhile; seek again."""
     def read(self, feed: Feed[Any], bytes_max: int) -> int:
@@ -257,10 +261,13 @@ class Appender:
     def arm_space(self) -> bool:
         """About to sleep until there is room for what the last append wanted. True: sleep on the space bell. False: try
         again."""
+    @property
+    def unheard(self) -> bool:
+        """So many sleep for room that no bell will ring for this one: after ``arm_space`` look again by yourself."""
     def reserve(self, size_bytes: int) -> Reservation | int:
         """Exclusive topics: room for one record, to be written in place. FULL if there is none."""
     bell_fd: int
-    """The bell of sleeping readers. To be replaced after the daemon made a new one."""
+    """The bell of sleeping readers, or the directory of FIFOs. To be replaced when there is a new one."""
     @property
     def due(self) -> bool: ...
     def turned(self) -> None: ...

@@ -1,7 +1,8 @@
 """What a starting daemon makes of what the one before it left.
 
     roster ─▶ topics being removed: finish ─▶ topics: verify, attach ─▶ slots that nobody has: release
-           ─▶ participants of topics that are there ─▶ intents: remove half-made segments ─▶ bells: store new ones
+           ─▶ participants of topics that are there ─▶ FIFOs: make what is missing, remove what nobody has
+           ─▶ intents: remove half-made segments ─▶ bells: store new ones
 
 Any step may be cut short by a kill, and is then done again by the next daemon: none of them depends on having been
 done once only. Nothing is removed that the roster does not name and the kernel does not confirm as ours (``cuid``).
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shmd import failpoint, names, policy, segment, sysv, topic_store
+from shmd import failpoint, fifo, names, policy, segment, sysv, topic_store
 from shmd.errors import (
     CorruptTopic,
     InvalidName,
@@ -34,6 +35,7 @@ from shmd.roster_layout import CLIENT_BITS, LIVE, QUARANTINED, REMOVING, Partici
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from shmd.bell_store import BellStore
     from shmd.roster import Roster
@@ -64,6 +66,7 @@ def topic_row(info: TopicInfo, declared_by: int) -> TopicRow:
         wait=info.when_full == "wait",
         exclusive=info.exclusive,
         attached=info.lifetime == "attached",
+        fifo=info.notifier == "fifo",
         mode=info.mode,
         uid=info.uid,
         gid=info.gid,
@@ -76,7 +79,7 @@ def topic_row(info: TopicInfo, declared_by: int) -> TopicRow:
     )
 
 
-def topic_info(row: TopicRow) -> TopicInfo:
+def topic_info(row: TopicRow, fifo_root: Path) -> TopicInfo:
     """The topic that a row notes."""
     return TopicInfo(
         name=row.name,
@@ -96,6 +99,8 @@ def topic_info(row: TopicRow) -> TopicInfo:
         lifetime="attached" if row.attached else "os",
         idle_ttl_s=row.idle_ttl_s,
         stall_timeout_s=row.stall_timeout_s,
+        notifier="fifo" if row.fifo else "eventfd",
+        fifo_dir=str(fifo.topic_dir(fifo_root, row.topic_id)) if row.fifo else "",
     )
 
 
@@ -135,14 +140,15 @@ def _participant(row: ParticipantRow) -> Participant:
     )
 
 
-def adopt(roster: Roster, bells: BellStore) -> Estate:
+def adopt(roster: Roster, bells: BellStore, fifo_root: Path) -> Estate:
     """Take back all that is still what the roster says, and clean up after the daemon that wrote it."""
     estate = Estate()
     try:
         for row in sorted(roster.topics(), key=lambda row: row.name):
-            _adopt_topic(roster, row, estate, bells)
+            _adopt_topic(roster, row, estate, bells, fifo_root)
             failpoint.reach("topic-adopted")
         _adopt_participants(roster, estate)
+        _settle_fifos(roster, estate, fifo_root)
         _resolve_intents(roster)
         _settle_bells(bells, estate)
         failpoint.reach("adopted")
@@ -156,7 +162,7 @@ def adopt(roster: Roster, bells: BellStore) -> Estate:
 # --- topics -----------------------------------------------------------------------------------------------------------
 
 
-def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate, bells: BellStore) -> None:
+def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate, bells: BellStore, fifo_root: Path) -> None:
     if row.state == REMOVING:
         _finish_removal(roster, row)
         return
@@ -164,7 +170,7 @@ def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate, bells: BellStore
         logger.error("topic %s is left alone, as before: its segments %d and %d are damaged", *_named(row))
         return
     try:
-        stored = topic_store.adopt(_checked(row), bells.take(row.topic_id))
+        stored = topic_store.adopt(_checked(row, fifo_root), bells.take(row.topic_id))
     except _GONE:
         _settle_missing(roster, row)
     except (CorruptTopic, SegmentAccessDenied) as error:
@@ -178,9 +184,9 @@ def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate, bells: BellStore
         estate.topics.append(AdoptedTopic(stored.info, row.declared_by, row.incarnation_max, stored.has_records()))
 
 
-def _checked(row: TopicRow) -> TopicInfo:
+def _checked(row: TopicRow, fifo_root: Path) -> TopicInfo:
     """The topic that a row notes, if a daemon can have made it: ``CorruptTopic``."""
-    info = topic_info(row)
+    info = topic_info(row, fifo_root)
     try:
         names.check_topic(row.name)
         if row.state != LIVE:
@@ -241,7 +247,7 @@ def _remove(shmid: int) -> None:
 
 
 def _settle_bells(bells: BellStore, estate: Estate) -> None:
-    topics = {topic.info.topic_id: topic.bells for topic in estate.stored.values()}
+    topics = {topic.info.topic_id: topic.bells.descriptors for topic in estate.stored.values()}
     bells.settle(topics)
     for topic_id, made in topics.items():
         bells.keep(topic_id, made)
@@ -279,6 +285,23 @@ def _adopt_participants(roster: Roster, estate: Estate) -> None:
         for slot, incarnation in slots:  # granted to nobody who was told, or taken back and not yet forgotten
             stored[topic_id].log.slot_release(slot, incarnation)
     failpoint.reach("slots-reconciled")
+
+
+# --- FIFOs ------------------------------------------------------------------------------------------------------------
+
+
+def _settle_fifos(roster: Roster, estate: Estate, root: Path) -> None:
+    """Those of damaged topics stay: who takes part in one goes on as long as it can."""
+    names: dict[bytes, list[str]] = {topic.info.topic_id: [] for topic in estate.stored.values()}
+    for participant in estate.participants:
+        seat = participant.seat
+        name = fifo.reader_name(seat.slot) if seat is not None else fifo.publisher_name(participant.number)
+        names[participant.topic_id].append(name)
+    for topic in estate.stored.values():
+        topic.bells.settle(names[topic.info.topic_id])
+    kept = {fifo.topic_dir(root, row.topic_id) for row in roster.topics() if row.fifo}
+    for path in fifo.sweep(root, kept):
+        logger.info("removed the FIFOs of a topic that is no more: %s", path)
 
 
 # --- intents ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ daemon said, and ``CorruptTopic`` comes instead of somebody else's bytes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from shmd import _core, segment
 
@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from shmd.protocol import TopicInfo
 
 Role: TypeAlias = Literal["looker", "subscriber", "publisher"]
+
+
+class Identity(TypedDict):
+    """What the headers of a topic's segments must say."""
+
+    name: str
+    topic_id: bytes
+    capacity: int
+    flags: int
+
+
+def identity_of(info: TopicInfo) -> Identity:
+    flags = _core.FLAG_WAIT if info.when_full == "wait" else 0
+    flags |= _core.FLAG_EXCLUSIVE if info.exclusive else 0
+    flags |= _core.FLAG_FIFO if info.notifier == "fifo" else 0
+    return {"name": info.name, "topic_id": info.topic_id, "capacity": info.size_bytes, "flags": flags}
 
 
 class Attachment:
@@ -34,12 +50,7 @@ class Attachment:
         try:
             log = self._attach(info.log_id, readonly=role != "publisher")
             ctl = None if role == "looker" else self._attach(info.ctl_id, readonly=False)
-            flags = (_core.FLAG_WAIT if info.when_full == "wait" else 0) | (
-                _core.FLAG_EXCLUSIVE if info.exclusive else 0
-            )
-            self.log = _core.Log(
-                log, ctl, name=info.name, topic_id=info.topic_id, capacity=info.size_bytes, flags=flags
-            )
+            self.log = _core.Log(log, ctl, **identity_of(info))
         except BaseException:
             self._detach()
             raise

@@ -25,15 +25,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from shmd import failpoint, limits, liveness, protocol, topic_store
+from shmd import failpoint, fifo, limits, liveness, protocol, topic_store
 from shmd.adoption import participant_row, topic_row
 from shmd.errors import ProtocolError, RequestRefused, ShmdError
 from shmd.listener import peer_credentials, peer_pidfd
 from shmd.registry import (
+    AdmitPublisher,
     AwaitIdle,
     AwaitResume,
     CreateTopic,
     DestroyTopic,
+    DismissPublisher,
     ForgetParticipant,
     GrantSlot,
     HangUp,
@@ -56,6 +58,7 @@ from shmd.units import format_size
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from shmd.adoption import Estate
     from shmd.bell_store import BellStore
@@ -92,14 +95,18 @@ class Broker:
         *,
         generation: int,
         instance_id: bytes,
+        fifo_root: Path,
         on_stop: Callable[[], object],
     ) -> None:
-        """``on_stop`` is called when a client that may has asked the daemon to stop."""
+        """``fifo_root`` holds the FIFOs of topics that have some. ``on_stop`` is called when a client that may has
+        asked the daemon to stop.
+        """
         self._loop = loop
         self._registry = registry
         self._roster = roster
         self._bells = bells
         self._instance_id = instance_id
+        self._fifo_root = fifo_root
         self._on_stop = on_stop
         self._numbers = itertools.count(generation << CLIENT_BITS | 1)
         self._peers: dict[int, _Peer] = {}
@@ -236,7 +243,7 @@ class Broker:
             case Send(client, message, bells_of):
                 if isinstance(message, protocol.Welcome):
                     self._peers[client].hello_timer.cancel()  # or it would wake an idle daemon for nothing
-                bells = self._topics[bells_of].bells if bells_of else ()
+                bells = self._topics[bells_of].bells.descriptors if bells_of else ()
                 self._peers[client].connection.send(protocol.encode(message), bells)
             case HangUp(client, reason):
                 if reason:
@@ -253,9 +260,11 @@ class Broker:
                 stored = self._topics[topic]
                 self._roster.raise_incarnation(stored.info.topic_id, incarnation)
                 stored.log.slot_grant(slot, incarnation, live=live, tethered=tethered)
+                stored.bells.admit(fifo.reader_name(slot))
                 failpoint.reach("slot-granted")
             case ReleaseSlot(topic, slot, incarnation):
                 self._topics[topic].log.slot_release(slot, incarnation)
+                self._topics[topic].bells.dismiss(fifo.reader_name(slot))
                 failpoint.reach("slot-released")
             case Untether(topic, slot, incarnation):
                 if self._topics[topic].log.slot_untether(slot, incarnation):
@@ -264,6 +273,10 @@ class Broker:
                 self._roster.note_participant(participant_row(participant))
             case ForgetParticipant(client, handle, topic_id):
                 self._roster.forget_participant(client, handle, topic_id)
+            case AdmitPublisher(topic, number):
+                self._topics[topic].bells.admit(fifo.publisher_name(number))
+            case DismissPublisher(topic, number):
+                self._topics[topic].bells.dismiss(fifo.publisher_name(number))
             case RingBells(topic):
                 self._topics[topic].ring()
 
@@ -302,7 +315,9 @@ class Broker:
 
     async def _create_topic(self, effect: CreateTopic) -> None:
         name = effect.topic
-        make = functools.partial(topic_store.create, name, effect.settings, self._instance_id, self._stop)
+        make = functools.partial(
+            topic_store.create, name, effect.settings, self._instance_id, self._stop, self._fifo_root
+        )
         try:
             with self._roster.intent() as intent:
                 made = await self._loop.run_in_executor(self._creators, make, intent)
@@ -317,7 +332,7 @@ class Broker:
         else:
             logger.info("topic %s of %s is made", name, format_size(effect.settings.size_bytes))
             self._topics[name] = made
-            self._bells.keep(made.info.topic_id, made.bells)
+            self._bells.keep(made.info.topic_id, made.bells.descriptors)
             self._perform(self._registry.topic_created(name, made.info))
 
     def _note_topic(self, made: StoredTopic, declared_by: int) -> None:

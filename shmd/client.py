@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from shmd import _core
     from shmd.codec import Codec, CodecName
-    from shmd.protocol import Lifetime, TopicInfo, TopicStat, WhenFull
+    from shmd.protocol import Lifetime, Notifier, TopicInfo, TopicStat, WhenFull
     from shmd.start import Seek, Start
 
 T = TypeVar("T")
@@ -115,6 +115,7 @@ class Client:
         lifetime: Lifetime | None = None,
         idle_ttl: float | str | None = None,
         stall_timeout: float | str | None = None,
+        notifier: Notifier | None = None,
     ) -> TopicInfo:
         """Declare a topic: create it if there is none of this name.
 
@@ -123,11 +124,12 @@ class Client:
         permission bits. ``lifetime`` is ``"os"`` (the default: until it is removed) or ``"attached"`` (until its last
         participant is gone). Times are in seconds or like ``"10s"``: after ``idle_ttl`` without any participant it is
         removed, and a subscriber that holds publishers back for ``stall_timeout`` without reading on no longer does
-        (by default neither ever happens). None means: as it is, or the default. ``TopicMismatch`` names both values
+        (by default neither ever happens). ``notifier`` is ``"eventfd"`` (the default) or ``"fifo"``, for participants
+        that cannot be sent descriptors. None means: as it is, or the default. ``TopicMismatch`` names both values
         where it exists with others; ``InvalidName``, ``InvalidOption``, ``PermissionDenied``, ``LimitExceeded``,
         ``Disconnected``.
         """
-        options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout)
+        options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout, notifier)
         message = protocol.Declare(id=self._next_id(), topic=names.check_topic(name), options=options)
         return (await self._hub.link.request(message, protocol.TopicReply)).topic
 
@@ -135,7 +137,7 @@ class Client:
     def publisher(
         self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
         exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
-        idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ...,
+        idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ..., notifier: Notifier | None = ...,
         type: type[T], codec: CodecName = ..., require_subscribers: bool = ...,
     ) -> Opener[Publisher[T]]: ...  # fmt: skip
 
@@ -143,7 +145,7 @@ class Client:
     def publisher(
         self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
         exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
-        idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ...,
+        idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ..., notifier: Notifier | None = ...,
         type: None = ..., codec: CodecName = ..., require_subscribers: bool = ...,
     ) -> Opener[Publisher[Any]]: ...  # fmt: skip
 
@@ -158,6 +160,7 @@ class Client:
         lifetime: Lifetime | None = None,
         idle_ttl: float | str | None = None,
         stall_timeout: float | str | None = None,
+        notifier: Notifier | None = None,
         type: Any = None,
         codec: CodecName = "msgpack",
         require_subscribers: bool = False,
@@ -172,7 +175,7 @@ class Client:
         ``wait_for_subscribers``. Each publish then looks at the subscribers' slots, in nanoseconds; one that was not
         told to close is found dead by the daemon, or, while that is away, by the publisher itself.
         """
-        options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout)
+        options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout, notifier)
         opening = self._open_publisher(topic, make_codec(codec, type), options, require_subscribers=require_subscribers)
         return Opener(opening)
 

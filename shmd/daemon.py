@@ -22,7 +22,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from shmd import adoption, liveness, systemd, topic_store
+from shmd import adoption, fifo, liveness, systemd, topic_store
 from shmd.bell_store import BellStore, is_stored_bell
 from shmd.broker import Broker
 from shmd.errors import ConfigError, UsageError
@@ -71,17 +71,19 @@ class Daemon:
             undo.push_async_callback(asyncio.to_thread, bells.close)
             roster = open_roster(self._config.instance, self._config.instance_id())
             undo.callback(roster.close, remove=self._config.ephemeral)
-            broker = self._broker(loop, roster, bells)
+            fifo_root = fifo.root_of(self._config.instance_dir)
+            undo.callback(fifo.remove_empty, fifo_root)
+            broker = self._broker(loop, roster, bells, fifo_root)
             undo.push_async_callback(broker.close, remove=self._config.ephemeral)
             self._listener = _listen(loop, self._config, broker, sockets)
             undo.callback(self._listener.close)
             self._resources = undo.pop_all()
         logger.info("listening on %s", self.socket_path)
 
-    def _broker(self, loop: asyncio.AbstractEventLoop, roster: Roster, bells: BellStore) -> Broker:
+    def _broker(self, loop: asyncio.AbstractEventLoop, roster: Roster, bells: BellStore, fifo_root: Path) -> Broker:
         """With all that the daemon before left."""
         generation = roster.take_over()
-        estate = adoption.adopt(roster, bells)
+        estate = adoption.adopt(roster, bells, fifo_root)
         if estate.topics:
             logger.info("adopted %d topics with %d participants", len(estate.topics), len(estate.participants))
         broker = Broker(
@@ -91,6 +93,7 @@ class Daemon:
             bells,
             generation=generation,
             instance_id=self._config.instance_id(),
+            fifo_root=fifo_root,
             on_stop=self._closed.set,
         )
         broker.adopt(estate)

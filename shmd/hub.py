@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shmd import _core, protocol
-    from shmd.seat import Doze, Granted, Seat
-    from shmd.session import Bells, Session
+    from shmd.notifier import Bells, Granted
+    from shmd.seat import Doze, Seat
+    from shmd.session import Session
 
 logger = logging.getLogger("shmd.client")
 
@@ -175,7 +176,7 @@ class Hub:
             del self._seats[seat.info.name]
 
     def heed_bell(self, seat: Seat) -> None:
-        self._bells.add(seat.listening_fd, seat.ring)
+        self._bells.add(seat.listening_fd, seat.ring, drain=seat.info.notifier == "fifo")
 
     def ignore_bell(self, seat: Seat) -> None:
         self._bells.discard(seat.listening_fd)

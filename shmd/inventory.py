@@ -19,12 +19,13 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from shmd import _core, liveness, roster_layout, segment, sysv
+from shmd import _core, fifo, liveness, roster_layout, segment, sysv
 from shmd.errors import ConfigError, SegmentError, UsageError, VersionMismatch
 from shmd.roster_reader import RosterReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from shmd.roster_layout import Header, ParticipantRow, TopicRow
     from shmd.sysv import SegmentStat
@@ -126,8 +127,9 @@ def reclaim(found: Found) -> None:
     segment.remove(found.stat.id)
 
 
-def remove_instance(instance_id: bytes) -> list[Found]:
-    """Remove all that the rosters of an instance note, and all that says it is the instance's. What that was.
+def remove_instance(instance_id: bytes, instance_dir: Path | None = None) -> list[Found]:
+    """Remove all that the rosters of an instance note, and all that says it is the instance's; and the FIFOs of its
+    topics, if ``instance_dir`` tells where to look. Which segments that were.
 
     What is marked removed already is left to those who are still attached: it goes with them.
     For an instance whose daemon does not run: ``UsageError`` if it may. ``SegmentError`` for what we may not remove.
@@ -143,6 +145,8 @@ def remove_instance(instance_id: bytes) -> list[Found]:
     removed = sorted(there, key=lambda found: found.kind == "roster")  # the rosters last: they know the rest
     for found in removed:
         segment.remove(found.stat.id)
+    if instance_dir is not None:
+        fifo.sweep(fifo.root_of(instance_dir), keep=())
     return removed
 
 

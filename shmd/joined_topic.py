@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from shmd.codec import Codec
     from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.session import Bells, Session
+    from shmd.notifier import Bells
+    from shmd.session import Session
     from shmd.start import Seek
 
 logger = logging.getLogger("shmd.client")

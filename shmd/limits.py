@@ -62,6 +62,14 @@ RECHECK_HOSTILE_S: Final = 1.0
 LATEST_TOPICS_MAX: Final = 256
 """Logs a client keeps attached for ``latest``; each costs address space and one of a process's 65,530 mappings."""
 
+# --- FIFOs ------------------------------------------------------------------------------------------------------------
+FIFO_BYTES: Final = 4 * KIB
+"""A FIFO's buffer, and how much is taken out at a time: one page, the least there is, for what only says "wake up"."""
+FIFO_DIR_BYTES_MAX: Final = 255
+"""The path of a topic's FIFOs is part of its description, of which a page of a list has 64."""
+RECHECK_UNHEARD_S: Final = 0.1
+"""Where more publishers wait for room than have places in the ctl (256), the others look again this often."""
+
 # --- the control socket -----------------------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = 64 * KIB
 """One packet. Well below the 208 KiB that a socket buffer takes; lists are paged to fit."""

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from shmd.session import Answer, Bells, G
+    from shmd.notifier import Bells
+    from shmd.session import Answer, G
 
 logger = logging.getLogger("shmd.client")
 

@@ -1,23 +1,30 @@
-"""Bells: eventfds that wake any number of sleepers, and the set of those that one event loop waits for.
+"""Bells as a participant has them, and the set of those that one event loop waits for.
 
-A bell is an eventfd whose counter stands at 1 for ever. Ringing writes 0, which wakes every waiter and changes nothing,
-so that a bell can neither overflow nor block (a counter that is counted up can do both, and any holder could bring it
-there). Nobody ever reads it: each process watches it edge-triggered in an epoll instance of its own, so that one ring
-is seen once by everybody. That private instance (``BellSet.fileno``) is what sits in the event loop, level-triggered:
+Most are eventfds, which wake any number of sleepers. The counter of one stands at 1 for ever. Ringing writes 0, which
+wakes every waiter and changes nothing, so that a bell can neither overflow nor block (a counter that is counted up can
+do both, and any holder could bring it there). Nobody ever reads it: each process watches it edge-triggered in an epoll
+instance of its own, so that one ring is seen once by everybody. That private instance (``BellSet.fileno``) is what sits
+in the event loop, level-triggered:
 
     bell ── EPOLLET ──▶ BellSet's epoll ── add_reader ──▶ asyncio's or uvloop's epoll
+
+A FIFO is one sleeper's own (``fifo``), and is emptied before its callback looks at anything: so it is watched
+level-triggered, and one bounded read each time is enough. Who sleeps, and so whose FIFO is to be written to, ``_core``
+finds in the ctl.
 """
 
 from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from shmd import _core
+from shmd import _core, fifo, limits, protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+Granted: TypeAlias = protocol.PublisherGranted | protocol.SubscriberGranted
 
 _EDGE: Final = select.EPOLLIN | select.EPOLLET
 
@@ -32,6 +39,89 @@ def ring(fd: int) -> None:
     os.eventfd_write(fd, 0)
 
 
+class Bells(Protocol):
+    """What one grant brings: the bell to listen to, and what to ring others with. To be closed once."""
+
+    @property
+    def listening_fd(self) -> int: ...
+    @property
+    def record_fd(self) -> int:
+        """Rings readers; for ``_core``, which knows the kind."""
+
+    @property
+    def space_fd(self) -> int:
+        """Rings publishers that wait for room."""
+
+    @property
+    def descriptors(self) -> int:
+        """How many a grant carries."""
+
+    def renewed(self, fds: Sequence[int]) -> Bells:
+        """Those that a later daemon has for the same grant, which sent ``fds``. The old ones stay open."""
+
+    def close(self) -> None: ...
+
+
+class EventfdBells:
+    """Both of the topic's bells, in the order in which they come; one of them is for us."""
+
+    descriptors: Final = limits.DESCRIPTORS_PER_MESSAGE_MAX
+    __slots__ = ("_is_publisher", "listening_fd", "record_fd", "space_fd")
+
+    def __init__(self, record_fd: int, space_fd: int, *, is_publisher: bool) -> None:
+        self.record_fd = record_fd
+        self.space_fd = space_fd
+        self.listening_fd = space_fd if is_publisher else record_fd
+        self._is_publisher = is_publisher
+
+    def renewed(self, fds: Sequence[int]) -> EventfdBells:
+        return EventfdBells(*fds, is_publisher=self._is_publisher)
+
+    def close(self) -> None:
+        os.close(self.record_fd)
+        os.close(self.space_fd)
+
+
+class FifoBells:
+    """Our FIFO, and the directory in which the others' are."""
+
+    descriptors: Final = 0
+    __slots__ = ("_directory", "_name", "listening_fd", "record_fd", "space_fd")
+
+    def __init__(self, directory: str, name: str) -> None:
+        """``PermissionDenied`` or ``LimitExceeded`` if they cannot be opened."""
+        self._directory, self._name = directory, name
+        self.record_fd = self.space_fd = fifo.open_directory(directory)
+        try:
+            self.listening_fd = fifo.open_fifo(name, self.record_fd)
+        except BaseException:
+            os.close(self.record_fd)
+            raise
+
+    def renewed(self, fds: Sequence[int]) -> FifoBells:
+        """By the same name: the daemon may have had to make it anew."""
+        return FifoBells(self._directory, self._name)
+
+    def close(self) -> None:
+        os.close(self.record_fd)
+        os.close(self.listening_fd)
+
+
+def descriptors_of(granted: Granted) -> int:
+    """How many must have come with a grant."""
+    return FifoBells.descriptors if granted.topic.notifier == "fifo" else EventfdBells.descriptors
+
+
+def take_bells(granted: Granted, fds: Sequence[int]) -> Bells:
+    """The bells that a grant brings. If that fails (see ``FifoBells``) there were no ``fds`` to be closed."""
+    is_publisher = isinstance(granted, protocol.PublisherGranted)
+    if granted.topic.notifier == "eventfd":
+        return EventfdBells(*fds, is_publisher=is_publisher)
+    if isinstance(granted, protocol.PublisherGranted):
+        return FifoBells(granted.topic.fifo_dir, fifo.publisher_name(granted.publisher))
+    return FifoBells(granted.topic.fifo_dir, fifo.reader_name(granted.slot))
+
+
 class BellSet:
     """The bells that one event loop waits for. Put ``fileno()`` into the loop, with ``dispatch`` as its callback."""
 
@@ -39,19 +129,25 @@ class BellSet:
         self._epoll = select.epoll()
         self._fd = self._epoll.fileno()
         self._callbacks: dict[int, Callable[[], object]] = {}
+        self._drained: set[int] = set()
 
-    def add(self, fd: int, callback: Callable[[], object]) -> None:
-        """Call ``callback`` from ``dispatch`` after each ring, and once at first: whoever rang before is not missed.
+    def add(self, fd: int, callback: Callable[[], object], *, drain: bool = False) -> None:
+        """Call ``callback`` from ``dispatch`` after each ring, and once at first if somebody may have rung before.
+
+        ``drain``: it is a FIFO, to be emptied before that.
 
         Rings that come close together may be seen as one. ``FileExistsError`` if ``fd`` is in the set.
         """
-        self._epoll.register(fd, _EDGE)
+        self._epoll.register(fd, select.EPOLLIN if drain else _EDGE)
+        if drain:
+            self._drained.add(fd)
         self._callbacks[fd] = callback
 
     def discard(self, fd: int) -> None:
         """Forget the bell, before its descriptor is closed; its callback is not called again. Fine if it is unknown."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+            self._drained.discard(fd)
 
     def fileno(self) -> int:
         """Readable as long as a bell has been rung that ``dispatch`` has not seen."""
@@ -68,6 +164,8 @@ class BellSet:
             callback = callbacks.get(fd)
             if callback is None:
                 continue  # discarded by a callback before it
+            if fd in self._drained:
+                fifo.drain(fd)
             try:
                 callback()
             except Exception as error:

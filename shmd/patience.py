@@ -40,6 +40,8 @@ class Patience:
             seat.ring_space()
         wake_at = self._report_at
         recheck_s = hub.recheck_s(self._doze, 0, hostile=seat.info.hostile)
+        if seat.appender.unheard:
+            recheck_s = min(limits.RECHECK_UNHEARD_S, recheck_s or limits.RECHECK_UNHEARD_S)
         if recheck_s is not None:
             wake_at = min(wake_at, hub.loop.time() + recheck_s)
         await seat.sleeper.sleep(hub.loop, wake_at)

@@ -23,7 +23,7 @@ from shmd import limits, units
 from shmd.errors import InvalidOption, LimitExceeded, PermissionDenied, TopicMismatch
 
 if TYPE_CHECKING:
-    from shmd.protocol import Lifetime, TopicInfo, TopicOptions, WhenFull
+    from shmd.protocol import Lifetime, Notifier, TopicInfo, TopicOptions, WhenFull
 
 NOTHING: Final = 0
 """Wanted by one who only refers to a topic."""
@@ -82,6 +82,7 @@ class TopicSettings:
     lifetime: Lifetime = "os"
     idle_ttl_s: float | None = None
     stall_timeout_s: float | None = None
+    notifier: Notifier = "eventfd"
 
 
 def may(peer: Credentials, ownership: Ownership, want: int) -> bool:
@@ -153,6 +154,7 @@ def resolve(options: TopicOptions, creator: Credentials, daemon: Credentials) ->
         lifetime=options.lifetime or "os",
         idle_ttl_s=options.idle_ttl_s,
         stall_timeout_s=options.stall_timeout_s,
+        notifier=options.notifier or "eventfd",
     )
 
 
@@ -175,6 +177,7 @@ def check_match(options: TopicOptions, info: TopicInfo) -> None:
         "lifetime": options.lifetime,
         "idle_ttl_s": options.idle_ttl_s,
         "stall_timeout_s": options.stall_timeout_s,
+        "notifier": options.notifier,
     }
     for option, want in wanted.items():
         have = getattr(info, option)

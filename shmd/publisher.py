@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from shmd.codec import Codec
     from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.session import Bells, Session
+    from shmd.notifier import Bells
+    from shmd.session import Session
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -85,7 +86,7 @@ class PublisherSeat(Seat):
 
     def ring_space(self) -> None:
         """Wake the others who wait for room."""
-        self.log.ring(self._bells.space_fd)
+        self.log.ring_publishers(self._bells.space_fd)
 
     def gone(self) -> None:
         if self.error is None:

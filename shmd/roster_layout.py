@@ -22,7 +22,7 @@ from shmd import limits
 
 MAGIC: Final = int.from_bytes(b"SHMDROS1", "little")
 VERSION_MAJOR: Final = 1
-VERSION_MINOR: Final = 0
+VERSION_MINOR: Final = 1
 VERSION: Final = VERSION_MAJOR << 16 | VERSION_MINOR
 
 FREE: Final = 0
@@ -49,6 +49,7 @@ _CLIENT_NAME_BYTES: Final = limits.CLIENT_NAME_BYTES_MAX
 _FLAG_WAIT: Final = 1
 _FLAG_EXCLUSIVE: Final = 2
 _FLAG_ATTACHED: Final = 4
+_FLAG_FIFO: Final = 8
 
 
 class Fields:
@@ -202,6 +203,7 @@ class TopicRow:
     wait: bool
     exclusive: bool
     attached: bool
+    fifo: bool = False
     mode: int
     uid: int
     gid: int
@@ -216,6 +218,7 @@ class TopicRow:
     def pack(self) -> bytes:
         """With state ``FREE``."""
         flags = _FLAG_WAIT * self.wait | _FLAG_EXCLUSIVE * self.exclusive | _FLAG_ATTACHED * self.attached
+        flags |= _FLAG_FIFO * self.fifo
         return TOPIC.pack(
             *(FREE, self.log_id, self.log_key, self.ctl_id, self.ctl_key, self.size_bytes, flags, self.mode),
             *(self.uid, self.gid, self.declared_by, self.incarnation_max, self.created_ns),
@@ -231,6 +234,7 @@ class TopicRow:
             "wait": bool(flags & _FLAG_WAIT),
             "exclusive": bool(flags & _FLAG_EXCLUSIVE),
             "attached": bool(flags & _FLAG_ATTACHED),
+            "fifo": bool(flags & _FLAG_FIFO),
             "idle_ttl_s": values["idle_ttl_s"] or None,
             "stall_timeout_s": values["stall_timeout_s"] or None,
             "name": _text(values["name"]),

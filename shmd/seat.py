@@ -7,9 +7,9 @@ grant, of the same topic. Either way whoever uses the seat notices nothing; a to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from shmd import limits, notifier, protocol
+from shmd import limits, protocol
 from shmd.attachment import Attachment
 from shmd.errors import NoSuchTopic
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from shmd.attachment import Role
     from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.session import Bells, Session
-
-Granted: TypeAlias = protocol.PublisherGranted | protocol.SubscriberGranted
+    from shmd.notifier import Bells, Granted
+    from shmd.session import Session
 
 
 class Sleeper:
@@ -106,12 +105,19 @@ class Seat:
     @property
     def listening_fd(self) -> int:
         """The bell that is for us."""
-        return self._bells.space_fd if self.role == "publisher" else self._bells.record_fd
+        return self._bells.listening_fd
 
     @property
     def ringing_fd(self) -> int:
-        """The bell that we ring for others."""
+        """What we ring others with: readers for records, publishers for room."""
         return self._bells.record_fd if self.role == "publisher" else self._bells.space_fd
+
+    def ring_others(self) -> None:
+        """Wake those who wait for what we do."""
+        if self.role == "publisher":
+            self.log.ring_readers(self.ringing_fd)
+        else:
+            self.log.ring_publishers(self.ringing_fd)
 
     def enter(self) -> None:
         """Make what is needed of ``log``."""
@@ -136,8 +142,7 @@ class Seat:
     async def resume(self, session: Session) -> None:
         """Go on with the same grant at a daemon that came back. ``NoSuchTopic`` if it has not got it any more."""
         message = protocol.Resume(id=session.next_id(), handle=self.handle)
-        _, bells = await session.open(message, protocol.Resumed)
-        self.swap_bells(bells)
+        self.swap_bells(await session.renew(message, self._bells))
 
     def swap_bells(self, bells: Bells) -> None:
         """Use ``bells`` from now on, close the old ones, and have everybody look again: ours may have been rung in
@@ -151,7 +156,7 @@ class Seat:
         self.use_bells()
         self._hub.heed_bell(self)
         old.close()
-        notifier.ring(self.ringing_fd)
+        self.ring_others()
         self.ring()
 
     def check_same(self, topic: protocol.TopicInfo) -> None:

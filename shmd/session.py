@@ -18,9 +18,9 @@ import asyncio
 import itertools
 import logging
 import os
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
-from shmd import limits, protocol
+from shmd import limits, notifier, protocol
 from shmd.errors import DaemonUnavailable, Disconnected, ProtocolError, ShmdError
 from shmd.transport import Connection
 
@@ -28,27 +28,13 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
+    from shmd.notifier import Bells
+
 logger = logging.getLogger("shmd.client")
 
 R = TypeVar("R", bound=protocol.Reply)
-G = TypeVar("G", protocol.PublisherGranted, protocol.SubscriberGranted, protocol.Resumed)
+G = TypeVar("G", protocol.PublisherGranted, protocol.SubscriberGranted)
 Answer: TypeAlias = tuple[protocol.Reply, list[int]]
-
-_BELLS: Final = 2
-
-
-class Bells:
-    """A grant's two descriptors, in the order in which they come. ``close`` them once."""
-
-    __slots__ = ("record_fd", "space_fd")
-
-    def __init__(self, record_fd: int, space_fd: int) -> None:
-        self.record_fd = record_fd
-        self.space_fd = space_fd
-
-    def close(self) -> None:
-        os.close(self.record_fd)
-        os.close(self.space_fd)
 
 
 class Events(Protocol):
@@ -92,24 +78,32 @@ class Session:
         waits for ever), ``ProtocolError``. If cancelled, the daemon undoes whatever the request opened.
         """
         reply, fds = await self._exchange(message, timeout_s)
-        _close_all(fds)
         if not isinstance(reply, reply_type) or fds:
-            raise self._broken(
-                f"a {type(reply).__name__} with {len(fds)} descriptors answers a {type(message).__name__}"
-            )
+            raise self._broken_with(message, reply, fds)
         return reply
 
     async def open(
         self, message: protocol.Request, reply_type: type[G], *, timeout_s: float | None = limits.REQUEST_TIMEOUT_S
     ) -> tuple[G, Bells]:
-        """The same for a request that is granted with bells. The caller closes them, and the handle."""
+        """The same for a request that is granted with bells. The caller closes them, and the handle.
+
+        ``PermissionDenied`` or ``LimitExceeded`` also for FIFOs that cannot be opened here; then the handle is closed.
+        """
         reply, fds = await self._exchange(message, timeout_s)
-        if not isinstance(reply, reply_type) or len(fds) != _BELLS:
-            _close_all(fds)
-            raise self._broken(
-                f"a {type(reply).__name__} with {len(fds)} descriptors answers a {type(message).__name__}"
-            )
-        return reply, Bells(*fds)
+        if not isinstance(reply, reply_type) or len(fds) != notifier.descriptors_of(reply):
+            raise self._broken_with(message, reply, fds)
+        try:
+            return reply, notifier.take_bells(reply, fds)
+        except BaseException:
+            self.close_handle(reply.id)
+            raise
+
+    async def renew(self, message: protocol.Resume, former: Bells) -> Bells:
+        """The bells that the daemon has now for a grant of before, in place of ``former``. The caller closes both."""
+        reply, fds = await self._exchange(message, limits.REQUEST_TIMEOUT_S)
+        if not isinstance(reply, protocol.Resumed) or len(fds) != former.descriptors:
+            raise self._broken_with(message, reply, fds)
+        return former.renewed(fds)
 
     def post(self, message: protocol.Request) -> None:
         """Send ``message``; its reply will be dropped."""
@@ -203,9 +197,13 @@ class Session:
                 answer.set_exception(error)
         self._events.disconnected(self, reason)
 
-    def _broken(self, what: str) -> ProtocolError:
+    def _broken_with(self, message: protocol.Request, reply: protocol.Reply, fds: list[int]) -> ProtocolError:
+        _close_all(fds)
         self.close()
-        return ProtocolError(f"the daemon broke the protocol: {what}")
+        return ProtocolError(
+            f"the daemon broke the protocol: a {type(reply).__name__} with {len(fds)} descriptors "
+            f"answers a {type(message).__name__}"
+        )
 
 
 def _retrieve(answer: asyncio.Future[Answer]) -> None:

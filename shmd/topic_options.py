@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 
 from shmd import limits, protocol, units
 from shmd.errors import InvalidOption
-from shmd.protocol import Lifetime, WhenFull
+from shmd.protocol import Lifetime, Notifier, WhenFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,10 +20,12 @@ def make_options(
     lifetime: Lifetime | None,
     idle_ttl: float | str | None,
     stall_timeout: float | str | None,
+    notifier: Notifier | None = None,
 ) -> protocol.TopicOptions:
     """See ``Client.topic``. ``InvalidOption`` for what cannot be."""
     _check_word("when_full", when_full, get_args(WhenFull))
     _check_word("lifetime", lifetime, get_args(Lifetime))
+    _check_word("notifier", notifier, get_args(Notifier))
     if mode is not None and not (type(mode) is int and 0 <= mode <= 0o777):
         raise InvalidOption(f"mode cannot be {mode!r}", "give permission bits like 0o640")
     return protocol.TopicOptions(
@@ -34,6 +36,7 @@ def make_options(
         lifetime=lifetime,
         idle_ttl_s=_seconds("idle_ttl", idle_ttl),
         stall_timeout_s=_seconds("stall_timeout", stall_timeout),
+        notifier=notifier,
     )
 
 
@@ -47,6 +50,7 @@ def options_of(info: protocol.TopicInfo) -> protocol.TopicOptions:
         lifetime=info.lifetime,
         idle_ttl_s=info.idle_ttl_s,
         stall_timeout_s=info.stall_timeout_s,
+        notifier=info.notifier,
     )
 
 

@@ -19,18 +19,17 @@ take slots. It trusts neither: both are written by others.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import secrets
 import time
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Final, TypedDict
+from typing import TYPE_CHECKING, Final
 
-from shmd import _core, failpoint, limits, memory, notifier, policy, segment, sysv
+from shmd import _core, failpoint, fifo, limits, memory, policy, segment, sysv, topic_bells
+from shmd.attachment import identity_of
 from shmd.errors import (
     CorruptTopic,
-    LimitExceeded,
     RequestRefused,
     SegmentError,
     SegmentExists,
@@ -43,11 +42,13 @@ from shmd.shortage import Wish
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from shmd.policy import TopicSettings
     from shmd.protocol import PublisherStat
     from shmd.registry import SlotHolder
     from shmd.roster_writer import Intent
+    from shmd.topic_bells import TopicBells
 
 logger = logging.getLogger(__name__)
 
@@ -65,21 +66,17 @@ def log_bytes(capacity: int) -> int:
 
 
 class StoredTopic:
-    """One topic: its two segments, attached, and its two bells. Made by ``create``, given back by ``close``."""
+    """One topic: its two segments, attached, and its bells. Made by ``create``, given back by ``close``."""
 
-    def __init__(
-        self, info: TopicInfo, log: _core.Log, segments: Sequence[segment.Segment], bells: Sequence[int]
-    ) -> None:
+    def __init__(self, info: TopicInfo, log: _core.Log, segments: Sequence[segment.Segment], bells: TopicBells) -> None:
         self.info = info
         self.log = log
-        self.bells = tuple(bells)
-        """Record bell and space bell."""
+        self.bells = bells
         self._segments = tuple(segments)
 
     def ring(self) -> None:
         """Wake all who sleep on this topic, for records or for room."""
-        for bell in self.bells:
-            notifier.ring(bell)
+        self.bells.ring(self.log)
 
     def held_slots(self) -> list[tuple[int, int]]:
         """(slot, incarnation) of all that are granted, as the ctl has it."""
@@ -101,7 +98,7 @@ class StoredTopic:
     def declare_owner_dead(self, tid: int) -> bool:
         """Free the lock of a thread that is proven to be none any more. Whether it still held it."""
         with segment.attach(self.info.log_id, readonly=False) as writable:
-            log = _core.Log(writable.mapping, None, **_identity(self.info))
+            log = _core.Log(writable.mapping, None, **identity_of(self.info))
             try:
                 return log.declare_owner_dead(tid)
             finally:
@@ -139,17 +136,22 @@ class StoredTopic:
                 _remove(held.id)
                 failpoint.reach("log-removed")
             held.close()
-        for bell in self.bells:
-            os.close(bell)
+        self.bells.close(remove=remove)
 
 
 def create(
-    name: str, settings: TopicSettings, instance_id: bytes, stop: threading.Event, intent: Intent
+    name: str,
+    settings: TopicSettings,
+    instance_id: bytes,
+    stop: threading.Event,
+    fifo_root: Path,
+    intent: Intent,
 ) -> StoredTopic:
     """Make a topic; blocks for about half a second per GiB.
 
     ``intent`` is kept up to date; the caller clears it. Raises ``SegmentError``, ``LimitExceeded`` (memory,
-    descriptors), and ``RequestRefused`` once ``stop`` is set; then nothing is left behind.
+    descriptors), ``PermissionDenied`` (FIFOs for a group that the daemon is not in), and ``RequestRefused`` once
+    ``stop`` is set; then nothing is left behind.
     """
     sizes_bytes = (log_bytes(settings.size_bytes), CTL_BYTES)
     memory.check(sizes_bytes, _WISH)
@@ -166,8 +168,8 @@ def create(
             failpoint.reach("keys-given-up")
         for made in (log_writable, ctl):
             prefault(made, stop)
-        info = _info(name, settings, (log_writable.id, ctl.id), keys)
-        identity = _identity(info)
+        info = _info(name, settings, (log_writable.id, ctl.id), keys, fifo_root)
+        identity = identity_of(info)
         _core.log_format(log_writable.mapping, instance_id=instance_id, created_ns=info.created_ns, **identity)
         _core.ctl_format(ctl.mapping, slots=limits.SUBSCRIBERS_PER_TOPIC_MAX, topic_id=info.topic_id)
         failpoint.reach("topic-formatted")
@@ -176,7 +178,8 @@ def create(
         log_writable.close()
         core = _core.Log(log.mapping, ctl.mapping, **identity)
         undo.callback(core.close)
-        bells = _make_bells(undo)
+        bells = topic_bells.make(info)
+        undo.callback(bells.close, remove=True)
         segment.set_permissions(ctl.id, settings.uid, settings.gid, policy.ctl_mode(settings.mode))
         segment.set_permissions(log.id, settings.uid, settings.gid, settings.mode)
         failpoint.reach("topic-made")
@@ -195,31 +198,21 @@ def adopt(info: TopicInfo, bells: Sequence[int] | None) -> StoredTopic:
             undo.callback(os.close, bell)
         log = _attach(info.log_id, info.log_key, log_bytes(info.size_bytes), undo, readonly=True)
         ctl = _attach(info.ctl_id, info.ctl_key, CTL_BYTES, undo, readonly=False)
-        core = _core.Log(log.mapping, ctl.mapping, **_identity(info))
+        core = _core.Log(log.mapping, ctl.mapping, **identity_of(info))
         undo.callback(core.close)
         core.stat()  # damage shows here
-        bells = bells or _make_bells(undo)
+        held = topic_bells.make(info, bells, adopted=True)
         undo.pop_all()
-        return StoredTopic(info, core, [log, ctl], bells)
+        return StoredTopic(info, core, [log, ctl], held)
 
 
-class _Identity(TypedDict):
-    name: str
-    topic_id: bytes
-    capacity: int
-    flags: int
-
-
-def _identity(info: TopicInfo) -> _Identity:
-    wait = _core.FLAG_WAIT if info.when_full == "wait" else 0
-    flags = wait | (_core.FLAG_EXCLUSIVE if info.exclusive else 0)
-    return {"name": info.name, "topic_id": info.topic_id, "capacity": info.size_bytes, "flags": flags}
-
-
-def _info(name: str, settings: TopicSettings, ids: tuple[int, int], keys: tuple[int, int]) -> TopicInfo:
+def _info(
+    name: str, settings: TopicSettings, ids: tuple[int, int], keys: tuple[int, int], fifo_root: Path
+) -> TopicInfo:
+    topic_id = secrets.token_bytes(16)
     return TopicInfo(
         name=name,
-        topic_id=secrets.token_bytes(16),
+        topic_id=topic_id,
         log_id=ids[0],
         log_key=keys[0],
         ctl_id=ids[1],
@@ -235,6 +228,8 @@ def _info(name: str, settings: TopicSettings, ids: tuple[int, int], keys: tuple[
         lifetime=settings.lifetime,
         idle_ttl_s=settings.idle_ttl_s,
         stall_timeout_s=settings.stall_timeout_s,
+        notifier=settings.notifier,
+        fifo_dir=str(fifo.topic_dir(fifo_root, topic_id)) if settings.notifier == "fifo" else "",
     )
 
 
@@ -296,19 +291,3 @@ def _remove(shmid: int) -> None:
         segment.remove(shmid)
     except SegmentError as error:
         logger.warning("%s", error)
-
-
-def _make_bells(undo: ExitStack) -> list[int]:
-    bells = []
-    for _ in range(limits.DESCRIPTORS_PER_MESSAGE_MAX):
-        try:
-            bell = notifier.make_bell()
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            raise LimitExceeded(
-                f"the daemon is out of descriptors: {error.strerror}", "raise its LimitNOFILE="
-            ) from None
-        undo.callback(os.close, bell)
-        bells.append(bell)
-    return bells

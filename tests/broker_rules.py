@@ -14,11 +14,13 @@ from shmd import protocol
 from shmd.errors import ShmdError
 from shmd.policy import Credentials
 from shmd.registry import (
+    AdmitPublisher,
     AdoptedTopic,
     AwaitIdle,
     AwaitResume,
     CreateTopic,
     DestroyTopic,
+    DismissPublisher,
     ForgetParticipant,
     GrantSlot,
     HangUp,
@@ -69,6 +71,7 @@ class World:
     absences: dict[int, int] = field(default_factory=dict)
     idle: dict[str, tuple[int, float]] = field(default_factory=dict)
     notes: dict[tuple[int, int, bytes], Participant] = field(default_factory=dict)
+    publishers_with_fifos: set[tuple[str, int]] = field(default_factory=set)
     stalls: list[LookForStall] = field(default_factory=list)
     written: set[str] = field(default_factory=set)
     """Topics whose logs hold records, as a restarted daemon would find them."""
@@ -200,9 +203,18 @@ class World:
             lifetime=settings.lifetime,
             idle_ttl_s=settings.idle_ttl_s,
             stall_timeout_s=settings.stall_timeout_s,
+            notifier=settings.notifier,
+            fifo_dir="/run/shmd/fifo/t" if settings.notifier == "fifo" else "",
         )
         self.topics[name] = info
         self.perform(self.registry.topic_created(name, info))
+
+    def _sent_bells(self, message: protocol.Outbound, topic: protocol.TopicInfo) -> None:
+        """Descriptors go with grants, or a FIFO is there before them."""
+        over_fifos = topic.notifier == "fifo"
+        assert getattr(message, "fds", None) == (0 if over_fifos else 2)
+        if over_fifos and isinstance(message, protocol.PublisherGranted):
+            assert (topic.name, message.publisher) in self.publishers_with_fifos
 
     def topic_failed(self, name: str, error: ShmdError) -> None:
         del self.creating[name]
@@ -231,6 +243,8 @@ class World:
                     )
                     assert (bells_of is not None) == grants
                     assert bells_of is None or bells_of in self.topics
+                    if bells_of is not None:
+                        self._sent_bells(message, self.topics[bells_of])
                     self.replies[number].append(message)
                 case HangUp(number):
                     del self.replies[number]
@@ -242,11 +256,18 @@ class World:
                     del self.topics[name]
                     self.written.discard(name)
                     self.slots = {place: holder for place, holder in self.slots.items() if place[0] != name}
+                    self.publishers_with_fifos = {who for who in self.publishers_with_fifos if who[0] != name}
                 case GrantSlot(name, slot, incarnation, live, tethered):
                     assert live or not tethered
                     self._granted(name, slot, incarnation, tethered)
                 case ReleaseSlot(name, slot, incarnation):
                     assert self.slots.pop((name, slot))[0] == incarnation
+                case AdmitPublisher(name, publisher):
+                    assert self.topics[name].notifier == "fifo"
+                    assert (name, publisher) not in self.publishers_with_fifos
+                    self.publishers_with_fifos.add((name, publisher))
+                case DismissPublisher(name, publisher):
+                    self.publishers_with_fifos.remove((name, publisher))
                 case RingBells(name):
                     assert name in self.topics
                 case ReportStat(number, _, name):

@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.notifiers import SOAK, notifier, pairwise
 from tests.shell import Shell
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
     from shmd.testing import DaemonProcess
 
-SOAK = os.environ.get("SHMD_SOAK", "") not in ("", "0")
+__all__ = ["SOAK", "notifier"]
+
 WATCHDOG_S = 7200 if SOAK else 120
 
 # Installed, shmd's plugin comes by its entry point; in a checkout nobody announces it.
@@ -50,7 +52,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "may_block: this test calls blocking functions inside the event loop on purpose")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not SOAK:
+        left_out = pairwise(items)
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(WATCHDOG_S))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shmd import _core, segment
+from shmd import _core, fifo, segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +35,22 @@ class LocalTopic:
         )
         _core.ctl_format(self.ctl_segment.mapping, slots=SLOTS, topic_id=self.topic_id)
         self.log = self.open_log(self.log_segment, self.ctl_segment)
-        self.bell = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.bell = self._open_fifos() if flags & _core.FLAG_FIFO else os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         stack.callback(os.close, self.bell)
         self._incarnation = 0
+
+    def _open_fifos(self) -> int:
+        """One for each slot, and for publishers 1 and 2; ``ear`` opens one."""
+        self.fifos = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="shmd-")))
+        names = [*map(fifo.reader_name, range(SLOTS)), *map(fifo.publisher_name, (1, 2))]
+        fifo.settle(self.fifos, names, os.getgid(), 0o600)
+        return fifo.open_directory(self.fifos)
+
+    def ear(self, name: str) -> int:
+        """A FIFO, as its owner opens it."""
+        fd = fifo.open_fifo(name, self.bell)
+        self._stack.callback(os.close, fd)
+        return fd
 
     def _create(self, size_bytes: int) -> segment.Segment:
         made = segment.create(size_bytes)
@@ -78,8 +93,11 @@ class LocalTopic:
 
 
 @contextlib.contextmanager
-def local_topic(capacity: int = 4096, *, wait: bool = False, exclusive: bool = False) -> Iterator[LocalTopic]:
+def local_topic(
+    capacity: int = 4096, *, wait: bool = False, exclusive: bool = False, fifo: bool = False
+) -> Iterator[LocalTopic]:
     flags = (_core.FLAG_WAIT if wait else 0) | (_core.FLAG_EXCLUSIVE if exclusive else 0)
+    flags |= _core.FLAG_FIFO if fifo else 0
     with contextlib.ExitStack() as stack:
         yield LocalTopic(capacity, flags, stack)
 

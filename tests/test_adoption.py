@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,7 +42,6 @@ from tests.raw_peer import HungUp, RawPeer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.may_block
 
@@ -143,11 +143,16 @@ async def _run(tmp_path: Path, *arguments: str) -> asyncio.subprocess.Process:
     )
 
 
+NOTIFIERS: dict[str, protocol.Notifier] = {"short": "eventfd", "kept": "fifo", "gone": "fifo"}
+
+
 async def _use(peer: RawPeer) -> None:
     """Pass every failpoint of a daemon that serves."""
     await peer.ask(Done, Watch(id=peer.new_id(), pattern="kept"))
-    for name, lifetime in (("short", "attached"), ("kept", "os"), ("gone", "os")):
-        await declare(peer, name, TopicOptions(when_full="wait", lifetime=lifetime, size_bytes=4096))  # type: ignore[arg-type]
+    for name, notifier in NOTIFIERS.items():
+        lifetime: protocol.Lifetime = "attached" if name == "short" else "os"
+        options = TopicOptions(when_full="wait", lifetime=lifetime, size_bytes=4096, notifier=notifier)
+        await declare(peer, name, options)
         seat = OpenSubscriber(id=peer.new_id(), topic=name)
         await peer.ask(SubscriberGranted, seat)
         await peer.ask(PublisherGranted, OpenPublisher(id=peer.new_id(), topic=name))
@@ -209,5 +214,8 @@ async def test_daemon_killed_at_any_failpoint_leaves_what_the_next_one_can_live_
             await peer.ask(SubscriberGranted, OpenSubscriber(id=peer.new_id(), topic=info.name))
         peer.send(OpenPublisher(id=4711, topic="kept"))
         assert not isinstance(await peer.receive(), Refused)
+        noted = {Path(info.fifo_dir) for info in await topics(peer) if info.notifier == "fifo"}
+        assert set((tmp_path / "fifo").glob("*")) == noted
     final.terminate()
     assert await final.wait() == 0
+    assert not (tmp_path / "fifo").exists()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PAYLOADS = ("small", "1 KiB", "64 KiB")
 SENDERS = ("shmd publish", "shmd publish_many", "zmq.asyncio", "Unix streams")
-CALLERS = ("bare eventfd", "shmd publish", "zmq.asyncio", "Unix streams")
+CALLERS = ("bare eventfd", "shmd publish", "shmd over FIFOs", "zmq.asyncio", "Unix streams")
 FLOORS = {*(f"{side} {payload}" for side in ("pack", "unpack") for payload in PAYLOADS)} | {
     "async generator step",
     "async for step",

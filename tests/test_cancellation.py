@@ -54,6 +54,7 @@ async def test_connect_cancelled_leaves_nothing_open(shmd_daemon: DaemonProcess)
     assert count >= 2
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_cancelled_gives_its_lease_back(shmd_client: shmd.Client) -> None:
     before = descriptors()
     cancelled = 0
@@ -68,6 +69,7 @@ async def test_publisher_cancelled_gives_its_lease_back(shmd_client: shmd.Client
     assert cancelled >= 2
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscribe_cancelled_gives_its_slots_back(
     shmd_client: shmd.Client, shmd_connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +91,7 @@ async def test_subscribe_cancelled_gives_its_slots_back(
     assert cancelled >= 10
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_join_of_a_later_topic_cancelled_by_close_leaves_nothing(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -145,6 +148,7 @@ async def _subscribe_briefly(client: shmd.Client) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publish_cancelled_has_not_happened_and_the_next_one_does(shmd_client: shmd.Client) -> None:
     async with (
         shmd_client.publisher("t", size=SMALL, when_full="wait") as publisher,
@@ -185,6 +189,7 @@ async def test_publish_many_cancelled_has_happened_whole_or_not_at_all(shmd_clie
             assert seq is None or seq == records[-1].seq
 
 
+@pytest.mark.usefixtures("notifier")
 @pytest.mark.parametrize("read", ["get", "get_many", "anext"])
 async def test_read_cancelled_consumes_nothing(shmd_client: shmd.Client, read: str) -> None:
     async with shmd_client.publisher("t") as publisher, shmd_client.subscribe("t", spin=0.0005) as subscription:
@@ -231,6 +236,7 @@ async def test_close_cancelled_has_closed_all_the_same(shmd_client: shmd.Client,
         assert descriptors() == before
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_client_close_cancelled_has_closed_all_the_same(shmd_daemon: DaemonProcess) -> None:
     before = descriptors()
     opened: list[Any] = []

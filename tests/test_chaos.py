@@ -12,11 +12,14 @@ import pytest
 
 from shmd.cli.torture.chaos import Chaos, Outcome
 from shmd.cli.torture.command import SESSION_ROUNDS
+from tests.notifiers import MIXTURES
 from tests.shell import TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from shmd.cli.torture.chaos import Mixture
 
 ROUNDS = 20
 ROUNDS_CI = 60
@@ -42,14 +45,19 @@ def run(chaos: Chaos, rounds: int) -> Outcome:
         return chaos.finish()
 
 
+@pytest.mark.parametrize("notifiers", MIXTURES)
 def test_survivors_of_chaos_lose_nothing_and_nothing_is_left(
-    place: Path, rounds: int, random_seed: int, record_property: Callable[[str, object], None]
+    place: Path,
+    rounds: int,
+    random_seed: int,
+    record_property: Callable[[str, object], None],
+    notifiers: Mixture,
 ) -> None:
     total = Outcome(random_seed)
     for session in range(-(-rounds // SESSION_ROUNDS)):
         directory = place / str(session)
         directory.mkdir()
-        total.add(run(Chaos(directory, random_seed + session), min(rounds, SESSION_ROUNDS)))
+        total.add(run(Chaos(directory, random_seed + session, notifiers=notifiers), min(rounds, SESSION_ROUNDS)))
         assert total.ok, "\n".join([f"seed {random_seed + session}: {total}", *total.broken, *total.leaked])
     print(f"{total}; {total.received} received; longest pause {total.pause_s:.3f} s")  # noqa: T201
     record_property("longest_pause_s", total.pause_s)
@@ -57,10 +65,11 @@ def test_survivors_of_chaos_lose_nothing_and_nothing_is_left(
     assert total.received > 0
 
 
+@pytest.mark.parametrize("notifiers", MIXTURES)
 @pytest.mark.parametrize("act", ["kill all", "kill daemon", "restart daemon", "kill publisher", "kill subscriber"])
-def test_everybody_survives_what_happens_twice_in_a_row(place: Path, act: str) -> None:
+def test_everybody_survives_what_happens_twice_in_a_row(place: Path, act: str, notifiers: Mixture) -> None:
     """The second time it meets a crew that is just recovering from the first."""
-    with Chaos(place, 0) as chaos:
+    with Chaos(place, 0, notifiers=notifiers) as chaos:
         chaos.begin()
         for _ in range(2):
             chaos.act(act)  # type: ignore[arg-type]

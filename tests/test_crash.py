@@ -21,8 +21,10 @@ from tests.local_topic import LocalTopic, drain, local_topic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ONLY_WAIT = {"append_claimed", "join_announced", "space_armed"}
+ONLY_WAIT = {"append_claimed", "join_announced", "space_armed", "space_marked"}
 """Passed on `wait` topics only."""
+ONLY_FIFO = {"reader_marked", "space_marked", "fifo_written", "fifo_cleared"}
+"""Passed only where sleepers are woken through FIFOs."""
 
 
 def failpoints() -> list[str]:
@@ -51,25 +53,34 @@ def run_child(topic: LocalTopic, failpoint: str, action: str, skip: int) -> subp
 
 
 def bury(topic: LocalTopic) -> None:
-    """What the daemon does for one who died: take its slot back, whichever incarnation."""
+    """What the daemon does for one who died: take its slot back, whichever incarnation, and ring for it."""
     incarnation, *_ = topic.log.slot_stat(SLOT)
     topic.log.slot_release(SLOT, incarnation)
+    topic.log.ring_readers(topic.bell)
 
 
 @pytest.mark.parametrize("wait", [True, False], ids=["wait", "discard-old"])
 @pytest.mark.parametrize("skip", [0, 3, 50])
-def test_survivors_go_on_after_a_death_at_every_failpoint(all_failpoints: list[str], wait: bool, skip: int) -> None:
+def test_survivors_go_on_after_a_death_at_every_failpoint(
+    all_failpoints: list[str], wait: bool, skip: int, notifier: str
+) -> None:
     for failpoint in all_failpoints:
-        with local_topic(8192, wait=wait) as topic:
+        with local_topic(8192, wait=wait, fifo=notifier == "fifo") as topic:
             cursor = topic.cursor(0, tethered=False)
             cursor.seek_start()
             assert cursor.join()
+            ear = topic.ear("r0") if notifier == "fifo" else None
+            assert cursor.arm()
             child = run_child(topic, failpoint, "kill", skip)
             status = child.wait()
             if status == 0 and not wait and failpoint in ONLY_WAIT:
                 continue
+            if status == 0 and notifier == "eventfd" and failpoint in ONLY_FIFO:
+                continue
             assert status == -signal.SIGKILL, f"{failpoint}: the child ended with {status} instead of dying there"
             bury(topic)
+            if ear is not None and cursor.available:
+                assert os.read(ear, 1), f"{failpoint}: nobody woke the sleeper"
             check_survivors(topic, cursor, failpoint)
 
 
@@ -99,6 +110,26 @@ def test_publisher_takes_over_the_lock_of_one_killed_while_holding_it() -> None:
         assert appender.append(b"next") == before + 1
         stat = topic.log.stat()
         assert (stat["takeovers"], stat["lock_owner_tid"]) == (1, 0)
+
+
+def test_slow_ringer_does_not_clear_the_mark_of_a_later_sleep() -> None:
+    with local_topic(65536, fifo=True) as topic:
+        cursor = topic.cursor(0, tethered=False)
+        cursor.seek_start()
+        assert cursor.join()
+        ear = topic.ear("r0")
+        assert cursor.arm()
+        child = run_child(topic, "fifo_written", "stop", 0)
+        try:
+            _, status = os.waitpid(child.pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status)
+            assert os.read(ear, 10) == b"\0"
+            assert drain(cursor)
+            assert cursor.arm(), "asleep again, before it is done with the sleep before"
+        finally:
+            child.send_signal(signal.SIGCONT)
+        assert child.wait() == 0
+        assert os.read(ear, 10)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmd.cli.demo.procfs import samples
 from tests.conftest import SOAK
+from tests.notifiers import unless_soak
 from tests.shell import Shell, parse_lines
 
 if TYPE_CHECKING:
@@ -70,12 +71,15 @@ def normal(line: bytes) -> str:
     return json.dumps(json.loads(line), sort_keys=True)
 
 
-def test_sub_writes_every_line_that_pub_was_given_in_order(shell: Shell, tmp_path: Path) -> None:
+@unless_soak("eventfd")
+def test_sub_writes_every_line_that_pub_was_given_in_order(shell: Shell, tmp_path: Path, notifier: str) -> None:
     given = tmp_path / "given.jsonl"
     write_lines(given, LINES)
     with given.open("rb") as wanted, subprocess.Popen(["cat", str(given)], stdout=subprocess.PIPE) as cat:
         sub = shell.start("sub", "t", "--count", str(LINES))
-        pub = shell.start("pub", "t", "--when-full", "wait", "--wait-subscribers", "1", stdin=cat.stdout)
+        pub = shell.start(
+            "pub", "t", "--notifier", notifier, "--when-full", "wait", "--wait-subscribers", "1", stdin=cat.stdout
+        )
         assert sub.stdout is not None
         for line, received in zip(wanted, sub.stdout, strict=True):
             assert normal(line) == normal(received)
@@ -85,10 +89,11 @@ def test_sub_writes_every_line_that_pub_was_given_in_order(shell: Shell, tmp_pat
     assert sub.stderr.read() == b""
 
 
-def test_sub_that_falls_behind_accounts_for_every_record(shell: Shell) -> None:
+@unless_soak("fifo")
+def test_sub_that_falls_behind_accounts_for_every_record(shell: Shell, notifier: str) -> None:
     """Nothing reads what sub writes until all is published: it stands at a full pipe while publishers lap it."""
     sub = shell.start("sub", "t", "--json")
-    options = ("--size", "64KiB", "--when-full", "discard-old", "--wait-subscribers", "1")
+    options = ("--notifier", notifier, "--size", "64KiB", "--when-full", "discard-old", "--wait-subscribers", "1")
     pub = shell.start("pub", "t", *options)
     assert pub.stdin is not None
     for first in range(0, LINES, WRITE_LINES):
@@ -112,7 +117,7 @@ def test_sub_that_falls_behind_accounts_for_every_record(shell: Shell) -> None:
     assert (output, errors.decode()) == (b"", f"shmd: {lost} records lost\n")
 
 
-def test_subscribers_all_see_one_order_and_each_publishers_own(shell: Shell, tmp_path: Path) -> None:
+def test_subscribers_all_see_one_order_and_each_publishers_own(shell: Shell, tmp_path: Path, notifier: str) -> None:
     total = PUBLISHERS * LINES_OF_EACH_PUBLISHER
     outputs = [tmp_path / f"sub-{number}.jsonl" for number in range(SUBSCRIBERS)]
     subs = []
@@ -120,7 +125,7 @@ def test_subscribers_all_see_one_order_and_each_publishers_own(shell: Shell, tmp
         with path.open("wb") as output:
             subs.append(shell.start("sub", "t", "--json", "--count", str(total), stdout=output))
     pubs = []
-    options = ("--when-full", "wait", "--wait-subscribers", str(SUBSCRIBERS))
+    options = ("--notifier", notifier, "--when-full", "wait", "--wait-subscribers", str(SUBSCRIBERS))
     for number in range(PUBLISHERS):
         path = tmp_path / f"pub-{number}.jsonl"
         path.write_text("".join(f'["{number}", {line}]\n' for line in range(LINES_OF_EACH_PUBLISHER)))

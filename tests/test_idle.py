@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.conftest import SOAK
+from tests.notifiers import NOTIFIERS
 
 if TYPE_CHECKING:
     from shmd.testing import DaemonProcess
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 PROCESSES = 4
 SUBSCRIBERS_OF_EACH = 25
+"""Of one process and notifier."""
 WINDOW_S = 10.0 if SOAK or os.environ.get("CI") else 2.0
 SETTLING_S = 0.2
 
@@ -47,8 +49,9 @@ def settle(pids: list[int]) -> None:
 
 
 def test_sleeping_subscribers_and_their_daemon_make_no_context_switch(shmd_daemon: DaemonProcess, shell: Shell) -> None:
-    shell.publish("t")
-    command = [sys.executable, "-m", "tests.idle_child", shmd_daemon.socket_path, "t", str(SUBSCRIBERS_OF_EACH)]
+    for notifier in NOTIFIERS:
+        shell.publish(notifier, options=["--notifier", notifier])
+    command = [sys.executable, "-m", "tests.idle_child", shmd_daemon.socket_path, str(SUBSCRIBERS_OF_EACH), *NOTIFIERS]
     with ExitStack() as stack:
         children = []
         for _ in range(PROCESSES):
@@ -56,7 +59,8 @@ def test_sleeping_subscribers_and_their_daemon_make_no_context_switch(shmd_daemo
             stack.callback(child.kill)
             children.append(child)
         _wait_ready(children)
-        shell.publish("t", "once awake, so that they have something to fall asleep from")
+        for topic in NOTIFIERS:
+            shell.publish(topic, "once awake, so that they have something to fall asleep from")
         _wait_ready(children)
 
         pids = [shmd_daemon.pid, *(child.pid for child in children)]
@@ -65,7 +69,8 @@ def test_sleeping_subscribers_and_their_daemon_make_no_context_switch(shmd_daemo
         time.sleep(WINDOW_S)
         assert all_switches(pids) == before
 
-        shell.publish("t", "and they were listening all the time")
+        for topic in NOTIFIERS:
+            shell.publish(topic, "and they were listening all the time")
         _wait_ready(children)
 
 

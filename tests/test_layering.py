@@ -41,6 +41,8 @@ LAYERS: Final = {
     "liveness": 2,
     "memory": 2,
     "notifier": 2,
+    "topic_bells": 2,
+    "fifo": 2,
     "roster": 2,
     "roster_layout": 2,
     "roster_reader": 2,

@@ -97,6 +97,7 @@ async def test_publish_many_takes_none_and_an_iterator_and_refuses_too_many(shmd
         assert await publisher.publish_many(range(limits.PUBLISH_MANY_MAX)) == 5 + limits.PUBLISH_MANY_MAX
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_waits_on_a_full_wait_topic_until_the_subscriber_reads(shmd_client: shmd.Client) -> None:
     async with (
         shmd_client.publisher("t", size=SMALL, when_full="wait") as publisher,
@@ -111,6 +112,7 @@ async def test_publisher_waits_on_a_full_wait_topic_until_the_subscriber_reads(s
         assert (await subscription.get()).value == "waited"
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_waits_until_the_slow_subscriber_leaves(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -137,6 +139,7 @@ async def test_publisher_is_not_held_back_by_an_untethered_subscriber(shmd_clien
         assert tap.lost == records[0].lost > 0
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_keeps_the_order_of_tasks_that_wait(shmd_client: shmd.Client) -> None:
     async with (
         shmd_client.publisher("t", size=SMALL, when_full="wait") as publisher,
@@ -150,6 +153,7 @@ async def test_publisher_keeps_the_order_of_tasks_that_wait(shmd_client: shmd.Cl
         assert [task.result() for task in waiting] == list(range(count + 1, count + 201))
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_lets_nobody_overtake_those_who_wait_when_there_is_room_again(shmd_client: shmd.Client) -> None:
     async with (
         shmd_client.publisher("t", size=SMALL, when_full="wait") as publisher,
@@ -196,6 +200,7 @@ async def test_publisher_publishes_at_once_after_a_pause_but_yields_if_the_loop_
         assert publish_in_one_step()
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_reserves_room_and_writes_in_place(shmd_client: shmd.Client) -> None:
     async with (
         shmd_client.publisher("t", exclusive=True, codec="raw") as publisher,
@@ -295,6 +300,7 @@ async def test_publisher_waits_for_subscribers(shmd_client: shmd.Client) -> None
             await publisher.wait_for_subscribers(-1)
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_raises_topic_removed_after_somebody_removed_it(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -317,6 +323,7 @@ async def test_publisher_raises_topic_removed_after_somebody_removed_it(
             assert await again.publish(1) == 1
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_close_ends_all_who_wait(shmd_client: shmd.Client) -> None:
     publisher = await shmd_client.publisher("t", size=SMALL, when_full="wait")
     async with shmd_client.subscribe("t"):
@@ -346,6 +353,7 @@ async def test_publisher_raises_closed_error_from_everything_after_close(shmd_cl
         await publisher.wait_for_subscribers()
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publisher_dropped_without_close_warns_and_is_given_back(shmd_client: shmd.Client) -> None:
     publisher = await shmd_client.publisher("t", exclusive=True)
     with pytest.warns(ResourceWarning, match="unclosed <Publisher 1 of 't'>"):  # noqa: PT031
@@ -361,6 +369,7 @@ async def test_publisher_dropped_without_close_warns_and_is_given_back(shmd_clie
         assert await again.publish(1) == 1
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_publishers_of_one_topic_share_one_sequence(shmd_client: shmd.Client, shmd_connect: Connect) -> None:
     other = await shmd_connect()
     async with (

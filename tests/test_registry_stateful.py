@@ -66,6 +66,7 @@ options = st.builds(
     when_full=st.sampled_from([None, "wait", "discard-old"]),
     exclusive=st.sampled_from([None, True, False]),
     mode=st.sampled_from([None, 0o600, 0o640, 0o660, 0o666, 0o622]),
+    notifier=st.sampled_from([None, None, "eventfd", "fifo"]),
 )
 topic_names = st.sampled_from(TOPICS)
 # Few, so that live ones are used again; Cancel and Close find them as well.

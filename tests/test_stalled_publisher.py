@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from shmd.testing import Connect
 
+pytestmark = pytest.mark.usefixtures("notifier")
+
 SMALL = limits.TOPIC_SIZE_BYTES_MIN
 
 

@@ -96,6 +96,7 @@ def test_parse_start_refuses_what_is_no_start(start: Any) -> None:
 # --- topics that come -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_to_a_topic_to_come_gets_it_from_its_first_record(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -106,6 +107,7 @@ async def test_subscription_to_a_topic_to_come_gets_it_from_its_first_record(
         assert subscription.lost == 0
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_to_a_pattern_joins_topics_that_come_from_their_first_record(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -127,6 +129,7 @@ async def test_subscription_to_a_pattern_joins_topics_that_come_from_their_first
         assert values([record for record in records if record.topic == "prices.old"]) == ["after"]
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_to_a_wait_topic_to_come_holds_it_from_its_first_record(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -146,6 +149,7 @@ async def _publish_all(publisher: shmd.Publisher[Any], count: int) -> None:
         await publisher.publish(number)
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_to_a_pattern_reads_busy_topics_in_turn(shmd_client: shmd.Client) -> None:
     async with (
         shmd_client.publisher("busy", size="4MiB") as busy,
@@ -164,6 +168,7 @@ async def test_subscription_to_a_pattern_reads_busy_topics_in_turn(shmd_client: 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_waits_for_the_next_record(shmd_client: shmd.Client) -> None:
     async with shmd_client.publisher("t") as publisher, shmd_client.subscribe("t") as subscription:
         for number in range(10):
@@ -173,6 +178,7 @@ async def test_subscription_waits_for_the_next_record(shmd_client: shmd.Client) 
             assert (await waiting).value == number
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_is_woken_by_a_publisher_of_another_client(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -185,6 +191,7 @@ async def test_subscription_is_woken_by_a_publisher_of_another_client(
         assert (record.topic, record.seq, record.value, record.lost) == ("t", 1, "hello", 0)
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_iterates_until_it_is_closed(shmd_client: shmd.Client) -> None:
     async with shmd_client.publisher("t") as publisher, shmd_client.subscribe("t") as subscription:
         seen: list[Any] = []
@@ -269,6 +276,7 @@ async def test_subscription_refuses_two_readers_at_a_time(shmd_client: shmd.Clie
         assert (await subscription.get()).value == 2
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_lets_other_tasks_run_while_there_is_always_something(shmd_client: shmd.Client) -> None:
     async with (
         shmd_client.publisher("t") as publisher,
@@ -293,6 +301,7 @@ async def test_subscription_lets_other_tasks_run_while_there_is_always_something
                     await read()
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_slow_subscription_of_a_discard_old_topic_receives_or_loses_every_record(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -317,6 +326,7 @@ async def test_slow_subscription_of_a_discard_old_topic_receives_or_loses_every_
         assert subscription.lost > 0
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_spins_before_it_sleeps(shmd_client: shmd.Client) -> None:
     async with (
         shmd_client.publisher("t") as publisher,
@@ -358,6 +368,7 @@ async def test_subscription_gives_typed_records_and_names_the_field_that_is_wron
 # --- how it ends ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_to_a_name_reads_the_rest_and_then_raises_topic_removed(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -377,6 +388,7 @@ async def test_subscription_to_a_name_reads_the_rest_and_then_raises_topic_remov
         assert subscription.topics == ()
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_asleep_is_woken_by_the_removal(shmd_client: shmd.Client, shmd_connect: Connect) -> None:
     other = await shmd_connect()
     await other.topic("t")
@@ -388,6 +400,7 @@ async def test_subscription_asleep_is_woken_by_the_removal(shmd_client: shmd.Cli
             await waiting
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_to_a_pattern_goes_on_with_a_topic_that_comes_again(
     shmd_client: shmd.Client, shmd_connect: Connect
 ) -> None:
@@ -402,6 +415,7 @@ async def test_subscription_to_a_pattern_goes_on_with_a_topic_that_comes_again(
         assert await subscription.get_many(1, timeout=0.001) == []
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_close_ends_waiting_readers_and_everything_after(shmd_client: shmd.Client) -> None:
     async with shmd_client.publisher("t") as publisher:
         subscription = await shmd_client.subscribe("t")
@@ -424,6 +438,7 @@ async def test_subscription_close_ends_waiting_readers_and_everything_after(shmd
         assert stat.subscribers == ()
 
 
+@pytest.mark.usefixtures("notifier")
 async def test_subscription_dropped_without_close_warns_and_lets_publishers_go(shmd_client: shmd.Client) -> None:
     async with shmd_client.publisher("t", size=SMALL, when_full="wait") as publisher:
         subscription = await shmd_client.subscribe("t")

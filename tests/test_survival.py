@@ -12,18 +12,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from shmd import inventory
 from shmd.cli.torture import leaks
 from shmd.cli.torture.chaos import Chaos
 from shmd.config import instance_id
 from shmd.testing.resources import sysvipc
+from tests.notifiers import MIXTURES
 from tests.shell import TIMEOUT_S, Shell, parse_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pytest
-
+    from shmd.cli.torture.chaos import Mixture
     from shmd.cli.torture.crew import Member
     from shmd.testing import StartDaemon
 
@@ -39,13 +41,13 @@ PATH = {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
 def test_transfer_goes_on_without_gap_or_double_while_the_daemon_is_killed(
-    shmd_start: StartDaemon, soak: bool, record_property: Callable[[str, object], None]
+    shmd_start: StartDaemon, soak: bool, record_property: Callable[[str, object], None], notifier: str
 ) -> None:
     count = RECORDS_SOAK if soak else RECORDS
     daemon = shmd_start()
 
     def start(what: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.transfer_child", daemon.socket_path, what, str(count)]
+        command = [sys.executable, "-m", "tests.transfer_child", daemon.socket_path, what, str(count), notifier]
         return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
 
     with start("receive") as receiver, start("send") as sender:
@@ -62,11 +64,12 @@ def test_transfer_goes_on_without_gap_or_double_while_the_daemon_is_killed(
     assert account["received"] == count
 
 
+@pytest.mark.parametrize("notifiers", MIXTURES)
 def test_restarts_of_the_daemon_leave_every_process_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, soak: bool
+    tmp_path_factory: pytest.TempPathFactory, soak: bool, notifiers: Mixture
 ) -> None:
     """Under load: descriptors and segments are the same after each restart, and memory does not grow."""
-    with Chaos(tmp_path_factory.mktemp("c"), 0) as chaos:
+    with Chaos(tmp_path_factory.mktemp("c"), 0, notifiers=notifiers) as chaos:
         chaos.begin()
         members = [member for member in chaos.crew.members if member.kind != "daemon"]
         before = [leaks.descriptors(member.process.pid) for member in members]
@@ -92,7 +95,7 @@ import asyncio, sys, shmd
 async def main():
     async with shmd.connect(sys.argv[1]) as client:
         if sys.argv[2] == "publish":
-            publisher = await client.publisher("t", when_full="wait", lifetime="attached")
+            publisher = await client.publisher("t", when_full="wait", lifetime="attached", notifier=sys.argv[3])
             await publisher.wait_for_subscribers(1)
             await publisher.publish(1)
         else:
@@ -105,12 +108,14 @@ asyncio.run(main())
 
 
 @contextlib.contextmanager
-def participants(socket_path: str) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+def participants(socket_path: str, notifier: str) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
     """A subscriber and a publisher of an attached topic, between which one record has gone; killed at the end."""
     command = [sys.executable, "-c", PARTICIPANT, socket_path]
     with (
-        subprocess.Popen([*command, "subscribe"], stdout=subprocess.PIPE, env=os.environ | PATH) as subscriber,
-        subprocess.Popen([*command, "publish"], stdout=subprocess.PIPE, env=os.environ | PATH) as publisher,
+        subprocess.Popen(
+            [*command, "subscribe", notifier], stdout=subprocess.PIPE, env=os.environ | PATH
+        ) as subscriber,
+        subprocess.Popen([*command, "publish", notifier], stdout=subprocess.PIPE, env=os.environ | PATH) as publisher,
     ):
         try:
             for process in (subscriber, publisher):
@@ -122,11 +127,13 @@ def participants(socket_path: str) -> Iterator[tuple[subprocess.Popen[bytes], su
             publisher.kill()
 
 
-def test_shared_memory_is_as_before_when_all_that_use_attached_topics_are_killed(shmd_start: StartDaemon) -> None:
+def test_shared_memory_is_as_before_when_all_that_use_attached_topics_are_killed(
+    shmd_start: StartDaemon, notifier: str
+) -> None:
     """Publisher, subscriber and daemon, all at once: of them nothing stays."""
     before = [sysvipc("shm"), sysvipc("sem")]
     daemon = shmd_start()
-    with participants(daemon.socket_path) as processes:
+    with participants(daemon.socket_path, notifier) as processes:
         assert kinds(daemon.instance) == ["ctl", "log", "roster"]
         for pid in (daemon.pid, *(process.pid for process in processes)):
             os.kill(pid, signal.SIGKILL)
@@ -134,11 +141,11 @@ def test_shared_memory_is_as_before_when_all_that_use_attached_topics_are_killed
     assert [sysvipc("shm"), sysvipc("sem")] == before
 
 
-def test_attached_topic_is_adopted_while_a_participant_lives(shmd_start: StartDaemon) -> None:
+def test_attached_topic_is_adopted_while_a_participant_lives(shmd_start: StartDaemon, notifier: str) -> None:
     """The daemon alone is killed: its successor finds topic, slot and publisher in the roster that they kept."""
     daemon = shmd_start()
     shell = Shell(daemon.socket_path)
-    with participants(daemon.socket_path) as processes:
+    with participants(daemon.socket_path, notifier) as processes:
         (before,) = parse_lines(shell.run("stat", "t", "--json"))
         daemon.kill()
         assert kinds(daemon.instance) == ["ctl", "log", "roster"]
@@ -156,7 +163,8 @@ def test_daemon_killed_while_it_makes_an_attached_topic_leaves_what_its_successo
     """Segments have keys while they are made, so for that long the roster has one, too."""
     before = [sysvipc("shm"), sysvipc("sem")]
     daemon = shmd_start()
-    command = [sys.executable, "-c", PARTICIPANT.replace('"t"', '"t", size="1GiB"'), daemon.socket_path, "publish"]
+    code = PARTICIPANT.replace('"t"', '"t", size="1GiB"')
+    command = [sys.executable, "-c", code, daemon.socket_path, "publish", "eventfd"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | PATH) as publisher:
         while not any(found.kind == "roster" and found.stat.key for found in of(daemon.instance)):
             pass

@@ -1,4 +1,4 @@
-"""One end of a transfer: SOCKET send|receive COUNT. Values are 1 to COUNT, on a `wait` topic.
+"""One end of a transfer: SOCKET send|receive COUNT NOTIFIER. Values are 1 to COUNT, on a `wait` topic.
 
 The receiver writes "half" when it is half through, and at the end what it saw as JSON.
 """
@@ -9,8 +9,12 @@ import asyncio
 import json
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import shmd
+
+if TYPE_CHECKING:
+    from shmd.protocol import Notifier
 
 TOPIC = "transfer"
 PIECE = 16
@@ -46,11 +50,11 @@ async def receive(client: shmd.Client, count: int) -> None:
     json.dump({"received": expected - 1, "wrong": wrong[:10], "longest_pause_s": longest}, sys.stdout)
 
 
-async def main(socket_path: str, what: str, count: int) -> None:
+async def main(socket_path: str, what: str, count: int, notifier: Notifier) -> None:
     async with shmd.connect(socket_path, name=what) as client:
-        await client.topic(TOPIC, when_full="wait", size="256KiB")
+        await client.topic(TOPIC, when_full="wait", size="256KiB", notifier=notifier)
         await {"send": send, "receive": receive}[what](client, count)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]))  # type: ignore[arg-type]

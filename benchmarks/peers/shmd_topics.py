@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from benchmarks.harness import BenchmarkError, Work
 from benchmarks.records import Payload, check
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shmd import Client, Publisher
+    from shmd.protocol import Notifier
 
 TOPIC_SIZE: Final = "4MiB"
 BATCH_RECORDS: Final = 256
@@ -35,6 +36,8 @@ _numbers: Final = itertools.count(1)
 
 class ShmdTopics:
     """``await publisher.publish(value)`` for each record; ``async for record in subscription`` at the other end."""
+
+    notifier: ClassVar[Notifier] = "eventfd"
 
     def __init__(self, socket_path: Path, name: str) -> None:
         self._socket_path = socket_path
@@ -50,7 +53,7 @@ class ShmdTopics:
     async def receiver(self, payload: Payload) -> AsyncIterator[Work]:
         async with (
             connect(self._socket_path) as client,
-            _topic(client, self._there),
+            _topic(client, self._there, self.notifier),
             client.subscribe(self._there) as subscription,
         ):
 
@@ -91,8 +94,8 @@ class ShmdTopics:
     async def answerer(self, payload: Payload) -> AsyncIterator[Work]:
         async with (
             connect(self._socket_path) as client,
-            _topic(client, self._there),
-            _topic(client, self._back),
+            _topic(client, self._there, self.notifier),
+            _topic(client, self._back, self.notifier),
             client.publisher(self._back) as publisher,
             client.subscribe(self._there) as subscription,
         ):
@@ -111,6 +114,12 @@ class ShmdTopics:
                 await publisher.publish(value)
 
         return send
+
+
+class ShmdTopicsOverFifos(ShmdTopics):
+    """The same with FIFOs to wake who sleeps."""
+
+    notifier = "fifo"
 
 
 class ShmdTopicsInBatches(ShmdTopics):
@@ -193,8 +202,8 @@ async def async_for_step(socket_path: Path, count: int) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def _topic(client: Client, name: str) -> AsyncIterator[None]:
-    await client.topic(name, size=TOPIC_SIZE, when_full="wait")
+async def _topic(client: Client, name: str, notifier: Notifier = "eventfd") -> AsyncIterator[None]:
+    await client.topic(name, size=TOPIC_SIZE, when_full="wait", notifier=notifier)
     try:
         yield
     finally:

@@ -107,6 +107,7 @@ def batches(payloads: Iterable[bytes], bytes_max: int) -> Iterator[list[bytes]]:
 @click.option("--when-full", type=click.Choice(["discard-old", "wait"]), help="What publishing to a full topic does.")
 @click.option("--exclusive", is_flag=True, default=None, help="Be the topic's only publisher.")
 @click.option("--mode", type=mode, help="Permissions of a new topic, like 640.")
+@click.option("--notifier", type=click.Choice(["eventfd", "fifo"]), help="How those who wait are woken.")
 @daemon_options
 def pub(topic: str, socket_path: str | None, instance: str | None, **options: Any) -> None:
     """Publish each line of JSON on standard input to TOPIC.

@@ -31,13 +31,14 @@ def ls(pattern: str, as_json: bool, socket_path: str | None, instance: str | Non
         for topic in topics:
             click.echo(to_json(_info_fields(topic)))
     elif topics:
-        rows = table("TOPIC", ">SIZE", "WHEN FULL", "EXCLUSIVE", "MODE", ">UID", ">GID")
+        rows = table("TOPIC", ">SIZE", "WHEN FULL", "EXCLUSIVE", "NOTIFIER", "MODE", ">UID", ">GID")
         for topic in topics:
             exclusive = "yes" if topic.exclusive else "no"
             cells = (
                 format_size(topic.size_bytes),
                 topic.when_full,
                 exclusive,
+                topic.notifier,
                 f"{topic.mode:04o}",
                 topic.uid,
                 topic.gid,
@@ -124,6 +125,7 @@ def _stat_summary(stat: TopicStat) -> str:
         "topic": topic.name,
         "size": f"{format_size(topic.size_bytes)}, {format_size(stat.tail - stat.head)} in use",
         "when full": topic.when_full + (", exclusive" if topic.exclusive else ""),
+        "notifier": topic.notifier + (f" in {topic.fifo_dir}" if topic.fifo_dir else ""),
         "access": f"mode {topic.mode:04o}, uid {topic.uid}, gid {topic.gid}",
         "segments": f"log {topic.log_id} (key 0x{topic.log_key:08x}), ctl {topic.ctl_id} (key 0x{topic.ctl_key:08x})",
         "created": _time(topic.created_ns),

@@ -15,7 +15,7 @@ from shmd import inventory
 from shmd.cli.common import connect, daemon_options, json_option, readable, run, to_json
 from shmd.cli.tables import print_table, table
 from shmd.cli.topics import list_topics, remove_topics
-from shmd.config import DEFAULT_INSTANCE, instance_id
+from shmd.config import DEFAULT_INSTANCE, DaemonConfig, instance_id
 from shmd.errors import DaemonUnavailable, ShmdError
 from shmd.units import format_size
 
@@ -92,7 +92,7 @@ def _purge_without_daemon(instance: str, unavailable: DaemonUnavailable, *, yes:
     if segments and not yes:
         _show(inventory.in_order(segments))
         click.confirm(f"There is no daemon. Remove these {len(segments)} segments?", abort=True, err=True)
-    inventory.remove_instance(instance_bytes)
+    inventory.remove_instance(instance_bytes, DaemonConfig(instance=instance).instance_dir)
 
 
 def _reclaim(orphans: Sequence[Found]) -> None:

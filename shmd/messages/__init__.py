@@ -40,7 +40,7 @@ from shmd.messages.topics import (
     Watch,
     WatchPublishers,
 )
-from shmd.messages.words import Lifetime, WhenFull
+from shmd.messages.words import Lifetime, Notifier, WhenFull
 
 __all__ = [
     "Bye",
@@ -53,6 +53,7 @@ __all__ = [
     "Joined",
     "Lifetime",
     "ListTopics",
+    "Notifier",
     "OpenPublisher",
     "OpenSubscriber",
     "Outbound",

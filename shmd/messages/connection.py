@@ -69,7 +69,8 @@ class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
 class Resume(Message, frozen=True, kw_only=True, tag="resume"):
     """The bells, as they are now, of a publisher or subscriber that this client holds since an earlier connection.
 
-    Reply: ``Resumed`` with two descriptors; refused with ``no-such-topic`` if the handle or its topic is gone.
+    Reply: ``Resumed`` with two descriptors, or none where there are FIFOs instead; refused
+    with ``no-such-topic`` if the handle or its topic is gone.
     """
 
     id: RequestId

@@ -15,6 +15,7 @@ from shmd.messages.words import (
     Lifetime,
     Message,
     Mode,
+    Notifier,
     RequestId,
     Seconds,
     TopicName,
@@ -35,6 +36,8 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Removed once it has had no participant for so long."""
     stall_timeout_s: Seconds | None = None
     """A subscriber that has held publishers back for so long without reading loses its tether, and is told."""
+    notifier: Notifier | None = None
+    """How sleepers are woken: `eventfd` (the default), or `fifo`, for those who cannot be sent descriptors."""
 
 
 class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +62,11 @@ class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
     """`attached`: both keys are 0, for the segments are attached by their ids alone."""
     idle_ttl_s: Seconds | None = None
     stall_timeout_s: Seconds | None = None
+    notifier: Notifier = "eventfd"
+    fifo_dir: Annotated[str, msgspec.Meta(max_length=limits.FIFO_DIR_BYTES_MAX)] = ""
+    """`fifo`: absolute path of the directory in which each participant has one, ``r`` and its slot or ``p`` and its
+    number.
+    """
 
 
 class SubscriberStat(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +114,9 @@ class Declare(Message, frozen=True, kw_only=True, tag="declare"):
 
 
 class OpenPublisher(Message, frozen=True, kw_only=True, tag="publish"):
-    """Declare and open for publishing. Reply: ``PublisherGranted`` with two descriptors (record bell, space bell)."""
+    """Declare and open for publishing. Reply: ``PublisherGranted`` with two descriptors (record bell, space bell), or
+    with none if the topic's notifier is `fifo`: then the publisher's FIFO is there.
+    """
 
     id: RequestId
     topic: TopicName
@@ -114,7 +124,7 @@ class OpenPublisher(Message, frozen=True, kw_only=True, tag="publish"):
 
 
 class OpenSubscriber(Message, frozen=True, kw_only=True, tag="subscribe"):
-    """Open an existing topic for reading. Reply: ``SubscriberGranted`` with the same two descriptors.
+    """Open an existing topic for reading. Reply: ``SubscriberGranted`` with the same two descriptors, or a FIFO.
 
     ``watch`` is the handle of the client's own watch that announced the topic, if one did: where that watch was waiting
     when the topic was created, the grant comes with a cursor already standing at position 0. ``tethered`` is the wish

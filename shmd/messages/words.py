@@ -10,7 +10,7 @@ from shmd import limits
 
 WhenFull: TypeAlias = Literal["discard-old", "wait"]
 Lifetime: TypeAlias = Literal["os", "attached"]
-Notifier: TypeAlias = Literal["eventfd"]
+Notifier: TypeAlias = Literal["eventfd", "fifo"]
 RequestId: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 TopicName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.TOPIC_NAME_BYTES_MAX)]
 ClientName: TypeAlias = Annotated[str, msgspec.Meta(max_length=limits.CLIENT_NAME_BYTES_MAX)]

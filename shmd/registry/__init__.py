@@ -1,11 +1,13 @@
 """The broker as a pure state machine; ``machine`` tells how it works."""
 
 from shmd.registry.effects import (
+    AdmitPublisher,
     AdoptedTopic,
     AwaitIdle,
     AwaitResume,
     CreateTopic,
     DestroyTopic,
+    DismissPublisher,
     Effect,
     ForgetParticipant,
     GrantSlot,
@@ -28,11 +30,13 @@ from shmd.registry.machine import Registry
 
 __all__ = [
     "INCARNATION_MAX",
+    "AdmitPublisher",
     "AdoptedTopic",
     "AwaitIdle",
     "AwaitResume",
     "CreateTopic",
     "DestroyTopic",
+    "DismissPublisher",
     "Effect",
     "ForgetParticipant",
     "GrantSlot",

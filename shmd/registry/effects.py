@@ -175,6 +175,20 @@ class ReleaseSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmitPublisher:
+    """One is about to be granted; it needs a FIFO of its own. On topics that have them only."""
+
+    topic: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class DismissPublisher:
+    topic: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class RingBells:
     """Wake everybody who sleeps on this topic: one who could have woken them is gone."""
 
@@ -212,6 +226,8 @@ Effect: TypeAlias = (
     | Untether
     | GrantSlot
     | ReleaseSlot
+    | AdmitPublisher
+    | DismissPublisher
     | RingBells
     | ReportStat
     | StopDaemon

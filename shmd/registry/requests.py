@@ -16,6 +16,7 @@ from shmd.errors import (
 )
 from shmd.registry import quotas
 from shmd.registry.effects import (
+    AdmitPublisher,
     CreateTopic,
     ForgetParticipant,
     HangUp,
@@ -192,8 +193,10 @@ def _open_publisher(state: State, client: Client, message: protocol.OpenPublishe
     state.check_participant_quota()
     publisher = Publisher(message.topic, state.next_publisher_number(), client)
     state.open_handle(client, message.id, publisher)
+    if topic.info.notifier == "fifo":
+        state.effects.append(AdmitPublisher(message.topic, publisher.number))
     state.note(client, message.id, topic, number=publisher.number)
-    granted = protocol.PublisherGranted(id=message.id, topic=topic.info, publisher=publisher.number)
+    granted = protocol.PublisherGranted(id=message.id, topic=topic.info, publisher=publisher.number, fds=_bells(topic))
     state.send(client, granted, bells_of=message.topic)
 
 
@@ -252,7 +255,12 @@ def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscri
     if from_start and message.watch:
         state.effects.append(ForgetParticipant(client.number, message.watch, topic.info.topic_id))
     granted = protocol.SubscriberGranted(
-        id=message.id, topic=topic.info, slot=seat.slot, incarnation=seat.incarnation, from_start=from_start
+        id=message.id,
+        topic=topic.info,
+        slot=seat.slot,
+        incarnation=seat.incarnation,
+        from_start=from_start,
+        fds=_bells(topic),
     )
     state.send(client, granted, bells_of=message.topic)
     if from_start:
@@ -280,6 +288,11 @@ def _watch(state: State, client: Client, message: protocol.Watch) -> None:
     state.send(client, protocol.Done(id=message.id))
 
 
+def _bells(topic: Topic) -> int:
+    """How many descriptors a grant carries."""
+    return 0 if topic.info.notifier == "fifo" else limits.DESCRIPTORS_PER_MESSAGE_MAX
+
+
 # --- handles ----------------------------------------------------------------------------------------------------------
 
 
@@ -294,7 +307,7 @@ def _close(state: State, client: Client, message: protocol.Close) -> None:
 def _resume(state: State, client: Client, message: protocol.Resume) -> None:
     match client.handles.get(message.handle):
         case Publisher(topic=name) | Subscriber(topic=name):
-            state.send(client, protocol.Resumed(id=message.id), bells_of=name)
+            state.send(client, protocol.Resumed(id=message.id, fds=_bells(state.topics[name])), bells_of=name)
         case _:
             raise NoSuchTopic(f"handle {message.handle} is gone, and its topic perhaps too", "open it anew")
 

@@ -10,6 +10,7 @@ from shmd.registry.effects import (
     AwaitIdle,
     AwaitResume,
     DestroyTopic,
+    DismissPublisher,
     Effect,
     ForgetParticipant,
     GrantSlot,
@@ -237,6 +238,8 @@ class State:
             case Publisher():
                 topic = self.topics[handle.topic]
                 del topic.publishers[key]
+                if topic.info.notifier == "fifo":
+                    self.effects.append(DismissPublisher(topic.info.name, handle.number))
                 settle_endings(self, topic)
                 self._parted(topic, key)
             case Subscriber():

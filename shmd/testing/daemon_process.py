@@ -144,7 +144,7 @@ class DaemonProcess:
         """Remove what the ended daemon left: its instance's segments, and its runtime directory. What that was."""
         found = [f"shmid {segment.stat.id}" for segment in self._remove_segments()]
         files = (path for path in self.runtime_dir.rglob("*") if not path.is_dir() and path.name not in ("log", "lock"))
-        found += sorted(str(path.relative_to(self.runtime_dir)) for path in files)
+        found += sorted(str(path.relative_to(self.runtime_dir)) for path in (*files, *self.runtime_dir.rglob("fifo")))
         shutil.rmtree(self.runtime_dir, ignore_errors=True)
         return ", ".join(found)
 

@@ -82,7 +82,7 @@ static void run_one(void) {
     struct shmd_reader readers[3];
     uint32_t flags = (uint32_t)pick(4);
     topic_open(&t, 4096, flags, 3);
-    shmd_appender_init(&a, &t.log, 9, -1);
+    shmd_appender_init(&a, &t.log, 9, shmd_bell_of(&t.log, -1));
     for (uint32_t i = 0; i < 3; i++) {
         reader_open(&readers[i], &t, i, 1, i != 2);
         shmd_seek_start(&readers[i]);

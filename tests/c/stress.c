@@ -1,13 +1,15 @@
 /*
- * Publishers and readers as threads, with real doorbells: one total order for all, nothing lost on a `wait` topic,
+ * Publishers and readers as threads, with real doorbells of both kinds: one total order for all, nothing lost on a `wait` topic,
  * received + lost = sent on a `discard-old` topic, nobody sleeps beside an unread record. Made for ThreadSanitizer, which
  * judges the orders of commit and cursor by the plain memcpy of tethered readers.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -17,7 +19,7 @@
 #define WATCHDOG_MS 60000
 
 static struct topic topic;
-static int record_bell, space_bell;
+static int record_bell, space_bell; /* eventfds, or twice the directory of FIFOs */
 static unsigned records_each;
 static shmd_a32 reading;
 
@@ -25,24 +27,84 @@ struct message {
     uint64_t publisher, number, filler[4];
 };
 
-static int bell_watch(int bell) {
-    int set = epoll_create1(EPOLL_CLOEXEC);
+/* What one thread listens to. fifo: its own; -1 where an eventfd is everybody's. */
+struct ear {
+    int set, fifo;
+};
+
+static bool is_fifo(void) { return (topic.identity.flags & SHMD_FLAG_FIFO) != 0; }
+
+static struct ear bell_watch(int bell, enum shmd_sleepers who, uint32_t number) {
+    struct ear ear = {epoll_create1(EPOLL_CLOEXEC), -1};
     struct epoll_event event = {.events = EPOLLIN | EPOLLET};
-    CHECK(set >= 0 && epoll_ctl(set, EPOLL_CTL_ADD, bell, &event) == 0);
-    return set;
+    if (is_fifo()) {
+        char name[SHMD_FIFO_NAME_BYTES];
+        shmd_fifo_name(name, who, number);
+        ear.fifo = openat(bell, name, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+        CHECK(ear.fifo >= 0);
+    }
+    CHECK(ear.set >= 0 && epoll_ctl(ear.set, EPOLL_CTL_ADD, is_fifo() ? ear.fifo : bell, &event) == 0);
+    return ear;
 }
 
-static void bell_sleep(int set) {
+static void bell_sleep(struct ear ear) {
     struct epoll_event event;
-    CHECK(epoll_wait(set, &event, 1, WATCHDOG_MS) == 1); /* a timeout here is a lost wake-up */
+    char bytes[64];
+    CHECK(epoll_wait(ear.set, &event, 1, WATCHDOG_MS) == 1); /* a timeout here is a lost wake-up */
+    while (ear.fifo >= 0 && read(ear.fifo, bytes, sizeof bytes) > 0)
+        ;
+}
+
+static void bell_ignore(struct ear ear) {
+    close(ear.set);
+    if (ear.fifo >= 0)
+        close(ear.fifo);
+}
+
+/* Both bells; with FIFOs the directory, and one FIFO for each thread. */
+static void bells_open(char *path) {
+    if (!is_fifo()) {
+        record_bell = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+        space_bell = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
+        CHECK(record_bell >= 0 && space_bell >= 0);
+        return;
+    }
+    char name[SHMD_FIFO_NAME_BYTES];
+    CHECK(mkdtemp(path) != NULL);
+    record_bell = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    space_bell = fcntl(record_bell, F_DUPFD_CLOEXEC, 0);
+    CHECK(record_bell >= 0 && space_bell >= 0);
+    for (uint32_t i = 0; i < READERS; i++) {
+        shmd_fifo_name(name, SHMD_READERS, i);
+        CHECK(mkfifoat(record_bell, name, 0600) == 0);
+    }
+    for (uint32_t i = 0; i < PUBLISHERS; i++) {
+        shmd_fifo_name(name, SHMD_PUBLISHERS, i);
+        CHECK(mkfifoat(record_bell, name, 0600) == 0);
+    }
+}
+
+static void bells_close(const char *path) {
+    char name[SHMD_FIFO_NAME_BYTES];
+    for (uint32_t i = 0; is_fifo() && i < READERS; i++) {
+        shmd_fifo_name(name, SHMD_READERS, i);
+        CHECK(unlinkat(record_bell, name, 0) == 0);
+    }
+    for (uint32_t i = 0; is_fifo() && i < PUBLISHERS; i++) {
+        shmd_fifo_name(name, SHMD_PUBLISHERS, i);
+        CHECK(unlinkat(record_bell, name, 0) == 0);
+    }
+    CHECK(!is_fifo() || rmdir(path) == 0);
+    close(record_bell);
+    close(space_bell);
 }
 
 static void *publish(void *arg) {
     struct shmd_log log = topic.log;
     struct shmd_appender a;
     uint64_t id = (uint64_t)(uintptr_t)arg, seq;
-    int set = bell_watch(space_bell);
-    shmd_appender_init(&a, &log, (uint32_t)id, record_bell);
+    struct ear ear = bell_watch(space_bell, SHMD_PUBLISHERS, (uint32_t)id);
+    shmd_appender_init(&a, &log, (uint32_t)id, shmd_bell_of(&log, record_bell));
     for (uint64_t n = 0; n < records_each;) {
         struct message m = {id, n, {n, n ^ id, n * 3, ~n}};
         struct shmd_bytes payload = {(const uint8_t *)&m, sizeof m - (n % 4) * 8};
@@ -51,11 +113,11 @@ static void *publish(void *arg) {
         if (result == SHMD_OK)
             n++;
         else if (result == SHMD_FULL && shmd_appender_arm(&a) == SHMD_OK)
-            bell_sleep(set);
+            bell_sleep(ear);
         else
             sched_yield();
     }
-    close(set);
+    bell_ignore(ear);
     return NULL;
 }
 
@@ -64,8 +126,8 @@ static void *subscribe(void *arg) {
     struct shmd_reader r;
     struct shmd_view view;
     uint64_t next[PUBLISHERS] = {0}, received = 0, lost = 0, total = (uint64_t)records_each * PUBLISHERS;
-    int set = bell_watch(record_bell);
-    CHECK(shmd_reader_init(&r, &log, (uint32_t)(uintptr_t)arg, 1, true, space_bell) == 0);
+    struct ear ear = bell_watch(record_bell, SHMD_READERS, (uint32_t)(uintptr_t)arg);
+    CHECK(shmd_reader_init(&r, &log, (uint32_t)(uintptr_t)arg, 1, true, shmd_bell_of(&log, space_bell)) == 0);
     shmd_seek_start(&r);
     CHECK(shmd_join(&r) == SHMD_OK);
     (void)add_seq(&reading, 1); /* SYNC: pairs with main's wait before it starts the publishers */
@@ -73,7 +135,7 @@ static void *subscribe(void *arg) {
         int result = shmd_read_begin(&r, 1024);
         CHECK(result >= 0);
         if (result == SHMD_EMPTY && shmd_reader_arm(&r) == SHMD_OK)
-            bell_sleep(set);
+            bell_sleep(ear);
         if (result != SHMD_OK)
             continue;
         while ((result = shmd_read_next(&r, &view)) == SHMD_OK) {
@@ -93,16 +155,15 @@ static void *subscribe(void *arg) {
     CHECK(!(topic.identity.flags & SHMD_FLAG_WAIT) || (lost == 0 && r.tethered));
     shmd_leave(&r);
     shmd_reader_free(&r);
-    close(set);
+    bell_ignore(ear);
     return NULL;
 }
 
 static void run(uint32_t flags) {
     pthread_t readers[READERS], publishers[PUBLISHERS];
+    char path[] = "/tmp/shmd-stress-XXXXXX";
     topic_open(&topic, 8192, flags, READERS);
-    record_bell = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
-    space_bell = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC);
-    CHECK(record_bell >= 0 && space_bell >= 0);
+    bells_open(path);
     store_relaxed(&reading, 0);
     for (uint32_t i = 0; i < READERS; i++)
         CHECK(shmd_slot_grant(&topic.log, i, 1, false, false) == 0);
@@ -116,8 +177,7 @@ static void run(uint32_t flags) {
         pthread_join(publishers[i], NULL);
     for (int i = 0; i < READERS; i++)
         pthread_join(readers[i], NULL);
-    close(record_bell);
-    close(space_bell);
+    bells_close(path);
     topic_close(&topic);
 }
 
@@ -125,6 +185,8 @@ int main(int argc, char **argv) {
     records_each = argc > 1 ? (unsigned)atoi(argv[1]) : 20000;
     run(SHMD_FLAG_WAIT);
     run(0);
+    run(SHMD_FLAG_WAIT | SHMD_FLAG_FIFO);
+    run(SHMD_FLAG_FIFO);
     puts("stress: ok");
     return 0;
 }

@@ -18,7 +18,7 @@ static void every_size_survives_every_offset(void) {
     struct shmd_reader r;
     struct shmd_view view;
     topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
-    shmd_appender_init(&a, &t.log, 5, -1);
+    shmd_appender_init(&a, &t.log, 5, shmd_bell_of(&t.log, -1));
     reader_open(&r, &t, 0, 1, true);
     shmd_seek_start(&r);
     CHECK(shmd_join(&r) == SHMD_OK);
@@ -49,7 +49,7 @@ static void full_topic_refuses_until_the_slowest_reads(void) {
     struct shmd_view view;
     uint64_t seq, count = 0;
     topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
-    shmd_appender_init(&a, &t.log, 1, -1);
+    shmd_appender_init(&a, &t.log, 1, shmd_bell_of(&t.log, -1));
     reader_open(&fast, &t, 0, 1, true);
     reader_open(&slow, &t, 1, 1, true);
     shmd_seek_start(&fast);
@@ -90,7 +90,7 @@ static void lapped_reader_counts_exactly_what_it_lost(void) {
     struct shmd_view view;
     uint64_t seq = 0, received = 0, lost = 0;
     topic_open(&t, 4096, 0, 4);
-    shmd_appender_init(&a, &t.log, 1, -1);
+    shmd_appender_init(&a, &t.log, 1, shmd_bell_of(&t.log, -1));
     reader_open(&r, &t, 0, 1, true);
     shmd_seek_start(&r);
     CHECK(shmd_join(&r) == SHMD_OK && !r.tethered);
@@ -127,7 +127,7 @@ static void batch_is_all_or_nothing(void) {
     struct shmd_bytes payloads[5];
     uint64_t seq;
     topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
-    shmd_appender_init(&a, &t.log, 1, -1);
+    shmd_appender_init(&a, &t.log, 1, shmd_bell_of(&t.log, -1));
     reader_open(&r, &t, 0, 1, true);
     shmd_seek_start(&r);
     CHECK(shmd_join(&r) == SHMD_OK);
@@ -164,7 +164,7 @@ static void seeks_find_their_record(void) {
     struct shmd_view view;
     uint64_t seq, from = 0;
     topic_open(&t, 4096, 0, 4);
-    shmd_appender_init(&a, &t.log, 1, -1);
+    shmd_appender_init(&a, &t.log, 1, shmd_bell_of(&t.log, -1));
     reader_open(&r, &t, 0, 1, false);
     CHECK(shmd_seek_new(&r) == SHMD_OK && r.next_seq == 1);
     CHECK(shmd_seek_last(&r) == SHMD_OK && r.position == 0);
@@ -205,7 +205,7 @@ static void newest_is_the_last_committed(void) {
     size_t buffer_bytes = 0;
     uint64_t seq;
     topic_open(&t, 4096, 0, 4);
-    shmd_appender_init(&a, &t.log, 3, -1);
+    shmd_appender_init(&a, &t.log, 3, shmd_bell_of(&t.log, -1));
     CHECK(shmd_newest(&t.log, &buffer, &buffer_bytes, &view) == SHMD_EMPTY);
     for (unsigned i = 0; i < 300; i++) {
         CHECK(put(&a, i * 3, &seq) == SHMD_OK);
@@ -223,7 +223,7 @@ static void stale_holder_cannot_touch_a_reassigned_slot(void) {
     struct shmd_view view;
     uint64_t seq;
     topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
-    shmd_appender_init(&a, &t.log, 3, -1);
+    shmd_appender_init(&a, &t.log, 3, shmd_bell_of(&t.log, -1));
     reader_open(&old, &t, 0, 1, true);
     shmd_seek_start(&old);
     CHECK(shmd_join(&old) == SHMD_OK);
@@ -239,7 +239,7 @@ static void stale_holder_cannot_touch_a_reassigned_slot(void) {
     shmd_leave(&old);
     CHECK(load_relaxed(&t.log.slots[0].word) == word);
     struct shmd_reader late;
-    CHECK(shmd_reader_init(&late, &t.log, 0, 1, true, -1) == -ESTALE);
+    CHECK(shmd_reader_init(&late, &t.log, 0, 1, true, shmd_bell_of(&t.log, -1)) == -ESTALE);
     shmd_reader_free(&old);
     shmd_reader_free(&new);
     topic_close(&t);
@@ -253,7 +253,7 @@ static void untethered_reader_keeps_its_slot_and_holds_nobody(void) {
     uint64_t seq;
     uint32_t slot = 99, incarnation = 99;
     topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
-    shmd_appender_init(&a, &t.log, 3, -1);
+    shmd_appender_init(&a, &t.log, 3, shmd_bell_of(&t.log, -1));
     CHECK(shmd_slowest_slot(&t.log, &slot, &incarnation) == SHMD_EMPTY);
     reader_open(&r, &t, 2, 7, true);
     shmd_seek_start(&r);
@@ -284,7 +284,7 @@ static void tether_beside_a_dead_claim_loses_nothing(void) {
     struct shmd_view view;
     uint64_t seq, count = 0;
     topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
-    shmd_appender_init(&a, &t.log, 3, -1);
+    shmd_appender_init(&a, &t.log, 3, shmd_bell_of(&t.log, -1));
     while (put(&a, 100, &seq) == SHMD_OK && load_relaxed(&t.log.header->head) == 0)
         count++;
     reader_open(&r, &t, 0, 1, true);
@@ -310,11 +310,11 @@ static void join_rings_for_the_room_that_it_makes(void) {
     struct shmd_reader r;
     uint64_t seq;
     topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
-    shmd_appender_init(&a, &t.log, 3, -1);
+    shmd_appender_init(&a, &t.log, 3, shmd_bell_of(&t.log, -1));
     CHECK(shmd_slot_grant(&t.log, 0, 1, true, true) == 0); /* kept at position 0 for a subscriber to come */
     while (put(&a, 100, &seq) == SHMD_OK) {}
     CHECK(shmd_appender_arm(&a) == SHMD_OK);
-    CHECK(shmd_reader_init(&r, &t.log, 0, 1, true, -1) == SHMD_OK);
+    CHECK(shmd_reader_init(&r, &t.log, 0, 1, true, shmd_bell_of(&t.log, -1)) == SHMD_OK);
     CHECK(shmd_seek_new(&r) == SHMD_OK && shmd_join(&r) == SHMD_OK);
     CHECK(load_relaxed(&t.log.ctl->space_rung) == load_relaxed(&t.log.header->space_armed)); /* it rang */
     CHECK(put(&a, 100, &seq) == SHMD_OK);
@@ -366,7 +366,7 @@ static void reservation_becomes_a_record(void) {
     uint8_t *payload;
     uint64_t seq;
     topic_open(&t, 4096, SHMD_FLAG_EXCLUSIVE | SHMD_FLAG_WAIT, 4);
-    shmd_appender_init(&a, &t.log, 3, -1);
+    shmd_appender_init(&a, &t.log, 3, shmd_bell_of(&t.log, -1));
     reader_open(&r, &t, 0, 1, true);
     shmd_seek_start(&r);
     CHECK(shmd_join(&r) == SHMD_OK);
@@ -392,7 +392,7 @@ static void damaged_newest_record_is_an_error_not_a_wait(void) {
     size_t buffer_bytes = 0;
     uint64_t seq;
     topic_open(&t, 4096, 0, 4);
-    shmd_appender_init(&a, &t.log, 3, -1);
+    shmd_appender_init(&a, &t.log, 3, shmd_bell_of(&t.log, -1));
     reader_open(&r, &t, 0, 1, false);
     while (load_relaxed(&t.log.header->head) == 0)
         CHECK(put(&a, 100, &seq) == SHMD_OK);

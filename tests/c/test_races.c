@@ -57,7 +57,7 @@ static void die(void) { longjmp(death, 1); }
 /* A publisher that has looked at the cursors, a full ring, and then a tether at the oldest record. */
 static void begin(void) {
     topic_open(&topic, 4096, SHMD_FLAG_WAIT | SHMD_FLAG_EXCLUSIVE, 4);
-    shmd_appender_init(&publisher, &topic.log, 3, -1);
+    shmd_appender_init(&publisher, &topic.log, 3, shmd_bell_of(&topic.log, -1));
     while (load_relaxed(&topic.log.header->head) == 0)
         CHECK(put(&publisher) == SHMD_OK);
     reader_open(&reader, &topic, 0, 1, true);
@@ -100,7 +100,7 @@ static void new_tether_survives_a_publisher_that_died_with_its_claim(void) {
         CHECK(!"the publisher dies");
     }
     struct shmd_appender next;
-    shmd_appender_init(&next, &topic.log, 4, -1);
+    shmd_appender_init(&next, &topic.log, 4, shmd_bell_of(&topic.log, -1));
     CHECK(put(&next) == SHMD_FULL);
     read_all();
     CHECK(put(&next) == SHMD_OK);

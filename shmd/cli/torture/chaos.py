@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
+
 Act: TypeAlias = Literal[
     "kill publisher",
     "kill subscriber",
@@ -41,6 +42,9 @@ Act: TypeAlias = Literal[
     "stop subscriber",
     "stop daemon",
 ]
+
+Notifier: TypeAlias = Literal["eventfd", "fifo"]
+Mixture: TypeAlias = Literal["eventfd", "fifo", "both"]
 
 TOPICS: Final = {"torture.wait": True, "torture.discard": False}
 """Name → whether it is a `wait` topic."""
@@ -99,19 +103,28 @@ class Outcome:
 class Chaos:
     """One run. A context manager, after which no process and no segment of it is left, whatever happened."""
 
-    def __init__(self, directory: Path, seed: int, *, publishers: int = 2, subscribers: int = 2) -> None:
-        """``directory``: fresh, on a short path."""
+    def __init__(
+        self,
+        directory: Path,
+        seed: int,
+        *,
+        publishers: int = 2,
+        subscribers: int = 2,
+        notifiers: Mixture = "both",
+    ) -> None:
+        """``directory``: fresh, on a short path. With ``both`` notifiers the seed says which topic has which."""
         self.crew = Crew(directory, f"torture-{os.getpid()}-{seed}", tuple(TOPICS))
         self.outcome = Outcome(seed)
         self._chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
         self._strength: dict[Kind, int] = {"publisher": publishers, "subscriber": subscribers}
+        self._declare = functools.partial(_declare, notifiers=_mix(notifiers, seed))
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._dues = 0
 
     def begin(self) -> None:
         """Start everybody, and wait until they all take part."""
         self.crew.start("daemon")
-        self._ask(_declare)
+        self._ask(self._declare)
         self._fill_up()
         self._await("take part", lambda: all(member.ready for member in self._participants()))
 
@@ -274,6 +287,7 @@ class Chaos:
         self._ask(_remove)
         self._tell(self.crew.end(daemon, PATIENCE_S))
         outcome.leaked += leaks.segments(instance)
+        outcome.leaked += leaks.fifos(self.crew.directory)
 
     def _ask(self, what: Callable[[shmd.Client], Coroutine[Any, Any, None]]) -> None:
         """Do something as a client, as soon as there is a daemon."""
@@ -302,9 +316,18 @@ async def _nothing(client: shmd.Client) -> None:
     """To be connected says enough."""
 
 
-async def _declare(client: shmd.Client) -> None:
+def _mix(notifiers: Mixture, seed: int) -> dict[str, Notifier]:
+    both: tuple[Notifier, Notifier] = ("eventfd", "fifo")
+    return {
+        topic: both[(seed + number) % 2] if notifiers == "both" else notifiers for number, topic in enumerate(TOPICS)
+    }
+
+
+async def _declare(client: shmd.Client, notifiers: dict[str, Notifier]) -> None:
     for topic, wait in TOPICS.items():
-        await client.topic(topic, size=TOPIC_SIZE, when_full="wait" if wait else "discard-old")
+        await client.topic(
+            topic, size=TOPIC_SIZE, when_full="wait" if wait else "discard-old", notifier=notifiers[topic]
+        )
 
 
 async def _remove(client: shmd.Client) -> None:

@@ -32,6 +32,7 @@ from shmd.errors import ShmdError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from shmd.cli.torture.chaos import Mixture
     from shmd.cli.torture.view import Show
 
 SESSION_ROUNDS: Final = 60
@@ -50,8 +51,11 @@ class TortureFailed(ShmdError):
 @click.command()
 @click.option("--duration", "duration_s", type=duration, help="How long to go on. [default: 10s]")
 @click.option("--rounds", type=click.IntRange(min=1), help="How many kills, stops and restarts, instead.")
+@click.option(
+    "--notifier", "notifiers", type=click.Choice(["eventfd", "fifo", "both"]), default="both", help="Of the topics."
+)
 @click.option("--seed", type=click.IntRange(0, SEED_MAX), help="Draw the same again. [default: a random one]")
-def torture(duration_s: float | None, rounds: int | None, seed: int | None) -> None:
+def torture(duration_s: float | None, rounds: int | None, notifiers: Mixture, seed: int | None) -> None:
     """Kill publishers, subscribers and a daemon at random, and account for every record.
 
     Needs nothing: starts a daemon of its own and cleans up. On a terminal, d p s a kill the daemon, a publisher, a
@@ -63,7 +67,7 @@ def torture(duration_s: float | None, rounds: int | None, seed: int | None) -> N
     total = Outcome(first)
     with _ended_by_signals():
         try:
-            _run(total, directory, left)
+            _run(total, directory, left, notifiers)
         except Exception:
             click.echo(f"seed {first}; what the processes said is in {directory}", err=True)
             raise
@@ -79,7 +83,7 @@ def torture(duration_s: float | None, rounds: int | None, seed: int | None) -> N
         click.echo(what, err=True)
     raise TortureFailed(
         f"not everything survived; what the processes said is in {directory}",
-        f"repeat it with: shmd torture --seed {first} --rounds {total.rounds}",
+        f"repeat it with: shmd torture --seed {first} --rounds {total.rounds} --notifier {notifiers}",
     )
 
 
@@ -101,14 +105,14 @@ class Left:
             self._rounds -= 1
 
 
-def _run(total: Outcome, directory: Path, left: Left) -> None:
+def _run(total: Outcome, directory: Path, left: Left, notifiers: Mixture) -> None:
     """Session after session. Ctrl-C ends the last one early; the account is made all the same."""
     session = 0
     with Keys.of_terminal() as keys:
         while not left.over:
             place = directory / str(session)
             place.mkdir()
-            with Chaos(place, total.seed + session) as chaos, showing(chaos, total) as show:
+            with Chaos(place, total.seed + session, notifiers=notifiers) as chaos, showing(chaos, total) as show:
                 chaos.begin()
                 try:
                     _session(chaos, keys, left, show)

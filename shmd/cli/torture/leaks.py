@@ -13,6 +13,8 @@ from shmd.config import instance_id
 from shmd.errors import SegmentInvalid
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from shmd.inventory import FoundRoster
 
 STANDARD_ERROR: Final = 2
@@ -100,3 +102,8 @@ def _slots(roster: FoundRoster) -> list[str]:
             continue
         found += [f"slot {slot} of {topic.name} (incarnation {incarnation})" for slot, incarnation in sorted(held)]
     return found
+
+
+def fifos(directory: Path) -> list[str]:
+    """Whatever lies where FIFOs did, below the runtime directory."""
+    return [f"left behind: {path}" for path in directory.glob("**/fifo/**")]
