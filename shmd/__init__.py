@@ -40,6 +40,7 @@ from shmd.errors import (
     RecordTooLarge,
     RequestRefused,
     SegmentError,
+    SegmentMismatch,
     ShmdError,
     TopicBusy,
     TopicFull,
@@ -55,9 +56,11 @@ if TYPE_CHECKING:
     from shmd._core import Record
     from shmd.client import Client, connect
     from shmd.client_events import ClientEvent
-    from shmd.protocol import PublisherStat, SubscriberStat, TopicInfo, TopicStat
+    from shmd.protocol import PublisherStat, SegmentInfo, SubscriberStat, TopicInfo, TopicStat
     from shmd.publisher import Publisher
+    from shmd.raw_segment import Segment
     from shmd.subscription import Subscription
+    from shmd.sysv import SegmentStat
 
 __all__ = [
     "Client",
@@ -84,7 +87,11 @@ __all__ = [
     "Record",
     "RecordTooLarge",
     "RequestRefused",
+    "Segment",
     "SegmentError",
+    "SegmentInfo",
+    "SegmentMismatch",
+    "SegmentStat",
     "ShmdError",
     "SubscriberStat",
     "Subscription",
@@ -110,6 +117,9 @@ _HOMES: Final = {
     "Publisher": "shmd.publisher",
     "PublisherStat": "shmd.protocol",
     "Record": "shmd._core",
+    "Segment": "shmd.raw_segment",
+    "SegmentInfo": "shmd.protocol",
+    "SegmentStat": "shmd.sysv",
     "SubscriberStat": "shmd.protocol",
     "Subscription": "shmd.subscription",
     "TopicInfo": "shmd.protocol",

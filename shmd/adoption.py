@@ -1,7 +1,7 @@
 """What a starting daemon makes of what the one before it left.
 
-    roster ─▶ topics being removed: finish ─▶ topics: verify, attach ─▶ slots that nobody has: release
-           ─▶ participants of topics that are there ─▶ intents: remove half-made segments
+    roster ─▶ topics being removed: finish ─▶ topics: verify, attach ─▶ raw segments: the same
+           ─▶ slots that nobody has: release ─▶ participants of what is there ─▶ intents: remove half-made segments
 
 Any step may be cut short by a kill, and is then done again by the next daemon: none of them depends on having been
 done once only. Nothing is removed that the roster does not name and the kernel does not confirm as ours (``cuid``).
@@ -21,11 +21,13 @@ from shmd.policy import Credentials
 from shmd.protocol import TopicInfo
 from shmd.registry import AdoptedTopic, Participant, Seat
 from shmd.roster_layout import QUARANTINED, REMOVING, ParticipantRow, TopicRow
+from shmd.segment_adoption import adopt_segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shmd.roster import Roster
+    from shmd.segment_store import StoredSegment
     from shmd.topic_store import StoredTopic
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class Estate:
     stored: dict[str, StoredTopic] = field(default_factory=dict)
     topics: list[AdoptedTopic] = field(default_factory=list)
     participants: list[Participant] = field(default_factory=list)
+    segments: dict[str, StoredSegment] = field(default_factory=dict)
+    """Not all of them attached; to be closed, too."""
 
 
 def topic_row(info: TopicInfo, declared_by: int) -> TopicRow:
@@ -119,7 +123,7 @@ def _participant(row: ParticipantRow) -> Participant:
         name=row.name,
         pid_namespace=row.pid_namespace,
         number=row.publisher,
-        seat=None if row.kind == "publisher" else Seat(row.slot, row.incarnation),
+        seat=Seat(row.slot, row.incarnation) if row.kind in ("subscriber", "kept") else None,
         tethered=row.tethered,
     )
 
@@ -131,11 +135,13 @@ def adopt(roster: Roster) -> Estate:
         for row in sorted(roster.topics(), key=lambda row: row.name):
             _adopt_topic(roster, row, estate)
             failpoint.reach("topic-adopted")
+        adopt_segments(roster, estate.segments)
         _adopt_participants(roster, estate)
         _resolve_intents(roster)
         failpoint.reach("adopted")
     except BaseException:
-        for stored in estate.stored.values():
+        held: list[StoredTopic | StoredSegment] = [*estate.stored.values(), *estate.segments.values()]
+        for stored in held:
             stored.close(remove=False)
         raise
     return estate
@@ -219,12 +225,10 @@ def _remove(shmid: int) -> None:
 def _adopt_participants(roster: Roster, estate: Estate) -> None:
     stored = {topic.info.topic_id: topic for topic in estate.stored.values()}
     held = {topic_id: set(topic.held_slots()) for topic_id, topic in stored.items()}
+    used = {segment.info.segment_id for segment in estate.segments.values()}
     # A seat that passes from a watch to a subscriber is noted twice for a moment; then the subscriber has it.
     for row in sorted(roster.participants(), key=lambda row: row.kind == "kept"):
-        seat = (row.slot, row.incarnation)
-        if row.topic_id in held and (row.kind == "publisher" or seat in held[row.topic_id]):
-            if row.kind != "publisher":
-                held[row.topic_id].discard(seat)
+        if row.topic_id in used if row.kind == "segment" else _takes_part(row, held):
             estate.participants.append(_participant(row))
         else:
             roster.forget_participant(*row.key)
@@ -234,13 +238,26 @@ def _adopt_participants(roster: Roster, estate: Estate) -> None:
     failpoint.reach("slots-reconciled")
 
 
+def _takes_part(row: ParticipantRow, held: dict[bytes, set[tuple[int, int]]]) -> bool:
+    """Whether its topic and its seat are there; the seat is nobody else's then."""
+    seats = held.get(row.topic_id)
+    if seats is None or row.kind == "publisher":
+        return seats is not None
+    seat = (row.slot, row.incarnation)
+    if seat not in seats:
+        return False
+    seats.discard(seat)
+    return True
+
+
 # --- intents ----------------------------------------------------------------------------------------------------------
 
 
 def _resolve_intents(roster: Roster) -> None:
-    """Remove segments that were made for a topic that never came to be noted."""
+    """Remove segments that were made for a topic, or as one of their own, that never came to be noted."""
     noted = {shmid for row in roster.topics() for shmid in (row.log_id, row.ctl_id)}
-    made_by = {key: intent.pid for intent in roster.intents() for key in (intent.log_key, intent.ctl_key)}
+    noted |= {row.id for row in roster.segments()}
+    made_by = {key: intent.pid for intent in roster.intents() for key in intent.segment_keys}
     for found in sysv.list_segments() if made_by else ():
         if (
             found.key != 0

@@ -17,6 +17,7 @@
     │   ├── NoSuchTopic
     │   ├── TopicMismatch         exists with other options; names both values
     │   ├── TopicBusy             exclusive, and somebody else publishes
+    │   ├── SegmentMismatch       a raw segment exists with other options; names both values
     │   ├── PermissionDenied
     │   ├── LimitExceeded         a quota or limit, with its name and value
     │   ├── VersionMismatch       the other side speaks another major version
@@ -140,6 +141,10 @@ class TopicMismatch(RequestRefused):
 
 class TopicBusy(RequestRefused):
     code = "topic-busy"
+
+
+class SegmentMismatch(RequestRefused):
+    code = "segment-mismatch"
 
 
 class PermissionDenied(RequestRefused):

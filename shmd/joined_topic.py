@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from shmd import _core, limits, protocol
 from shmd.errors import ClosedError
-from shmd.seat import Seat, Sleeper
+from shmd.seat import Sleeper, TopicSeat
 from shmd.start import seek_first
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Wakeful:
         self.sleeper = Sleeper()
 
 
-class JoinedTopic(Seat):
+class JoinedTopic(TopicSeat):
     """A subscriber's seat. Neither hot nor asleep until ``join`` is through."""
 
     __slots__ = ("_codec", "_from_start", "_grant", "_joined", "_shared", "_tethered", "asleep", "cursor", "failure")
@@ -102,6 +102,7 @@ class JoinedTopic(Seat):
 
     def leave(self) -> None:
         self.cursor.close()
+        super().leave()
 
     # --- the daemon comes back ---
 

@@ -65,8 +65,10 @@ LATEST_TOPICS_MAX: Final = 256
 # --- the control socket -----------------------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = 64 * KIB
 """One packet. Well below the 208 KiB that a socket buffer takes; lists are paged to fit."""
-DESCRIPTORS_PER_MESSAGE_MAX: Final = 2
-"""A record bell and a space bell."""
+BELLS_PER_GRANT: Final = 2
+"""A record bell and a space bell; or a notify bell and a lock bell."""
+DESCRIPTORS_PER_MESSAGE_MAX: Final = 3
+"""The bells, and the file of a segment that is one."""
 PAGE_ENTRIES_MAX: Final = 64
 """Entries of one page of a list: 64 × about 600 bytes fit a message."""
 PACKETS_PER_WAKE: Final = 64
@@ -108,10 +110,14 @@ CLIENTS_PER_UID_MAX: Final = 8_192
 """So that one user cannot take all of them."""
 TOPICS_MAX: Final = 2_000
 """Two segments each; a System V namespace holds 4,096 by default (SHMMNI)."""
+SEGMENTS_MAX: Final = 1_024
+"""Raw segments: a quarter of the 4,096 that a System V namespace holds by default (SHMMNI); half a MiB of roster."""
 PARTICIPANTS_MAX: Final = 16_384
-"""Publishers and subscribers of all topics together: rows of the roster, 3 MiB of address space, touched as needed."""
+"""Publishers, subscribers and users of segments, all together: rows of the roster, 3 MiB of address space, touched as
+needed.
+"""
 INTENTS_MAX: Final = 64
-"""Topics in the making at one time: more wait for their turn."""
+"""Topics and segments in the making at one time: more wait for their turn."""
 ROSTER_CANDIDATES: Final = 8
 """Keys that an instance's roster may have: one is enough unless strangers happen to hold segments with them."""
 ROSTER_READ_ATTEMPTS: Final = 16

@@ -40,8 +40,8 @@ logger = logging.getLogger("shmd.client")
 R = TypeVar("R", bound=protocol.Reply)
 T = TypeVar("T")
 
-_OPENS: Final = (protocol.OpenPublisher, protocol.OpenSubscriber)
-_ONCE: Final = (protocol.RemoveTopic, protocol.Stop)
+_OPENS: Final = (protocol.OpenPublisher, protocol.OpenSubscriber, protocol.OpenSegment)
+_ONCE: Final = (protocol.RemoveTopic, protocol.RemoveSegment, protocol.Stop)
 """Carried out twice, they would hit another topic, or another daemon."""
 
 
@@ -51,6 +51,7 @@ class Owner(Protocol):
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
     def untethered(self, event: protocol.Untethered) -> None: ...
+    def segment_gone(self, event: protocol.SegmentGone) -> None: ...
 
     def link_lost(self, reason: Exception | None) -> None:
         """The daemon went away."""
@@ -175,8 +176,8 @@ class Link:
             except Disconnected:
                 self._orphans.add(message.id)
                 self._check_open()
-                if isinstance(message, _ONCE):
-                    raise
+                if isinstance(message, _ONCE) or getattr(message, "exclusive", False):
+                    raise  # or the second attempt might find what the first one made
             except (asyncio.CancelledError, DaemonUnavailable):
                 # The session has cancelled it, but nobody answers that: a daemon killed now may never hear of it.
                 if isinstance(message, _OPENS):
@@ -215,6 +216,9 @@ class Link:
 
     def untethered(self, event: protocol.Untethered) -> None:
         self._owner.untethered(event)
+
+    def segment_gone(self, event: protocol.SegmentGone) -> None:
+        self._owner.segment_gone(event)
 
     def disconnected(self, session: Session, reason: Exception | None) -> None:
         # One that is lost while it is still being made concerns only whoever makes it.

@@ -48,6 +48,20 @@ class BellSet:
         self._epoll.register(fd, _EDGE)
         self._callbacks[fd] = callback
 
+    def add_quietly(self, fd: int, callback: Callable[[], object]) -> None:
+        """The same without the call at first: only rings from now on count. Calls other bells' callbacks that are due.
+
+        ``FileExistsError`` if ``fd`` is in the set.
+        """
+        seen: list[int] = []
+        self.add(fd, lambda: seen.append(fd))
+        # Whoever else holds the bell could have spoiled it, so that it is not even there at first.
+        for _ in self._callbacks:
+            if seen:
+                break
+            self.dispatch()
+        self._callbacks[fd] = callback
+
     def discard(self, fd: int) -> None:
         """Forget the bell, before its descriptor is closed; its callback is not called again. Fine if it is unknown."""
         if self._callbacks.pop(fd, None) is not None:

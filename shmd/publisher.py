@@ -18,7 +18,7 @@ from shmd import _core, limits, protocol
 from shmd.errors import ClosedError, InvalidOption, TopicFull, TopicLocked, TopicRemoved, UsageError
 from shmd.hub import forked_error, give_back_dropped
 from shmd.patience import Patience
-from shmd.seat import Seat, Sleeper
+from shmd.seat import Sleeper, TopicSeat
 from shmd.topic_options import options_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _TURN_PARTS: Final = 2
 """The appender calls out after half a turn: the loop may have come round meanwhile, which ``_begin_turn`` finds out."""
 
 
-class PublisherSeat(Seat):
+class PublisherSeat(TopicSeat):
     """The publisher's end of the log. ``append`` and ``append_many`` raise ``error`` instead, once there is one."""
 
     __slots__ = ("append", "append_many", "appender", "error", "number", "sleeper")
@@ -77,6 +77,7 @@ class PublisherSeat(Seat):
         self.appender.close()
         self._end(ClosedError(f"this publisher of {self.info.name!r} was closed"))
         self.sleeper.wake()
+        super().leave()
 
     def use_bells(self) -> None:
         self.appender.bell_fd = self._bells.record_fd

@@ -76,8 +76,17 @@ class _Attachment:
         self.size_bytes = size_bytes
         self.shares = 0
 
+    def give_back(self) -> None:
+        """One share of it; with the last one, detach."""
+        self.shares -= 1
+        if self.shares == 0:
+            del _attachments[self.place]
+            self.handle.detach()
+
 
 _attachments: dict[tuple[int, int, bool], _Attachment] = {}
+_lingering: list[tuple[_core.Mapping, _Attachment]] = []
+"""Shares that were dropped under somebody's eyes; they are given back when nobody looks any more."""
 _lock = threading.RLock()
 # A fork while another thread holds the lock would leave it locked in the child for ever.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -127,15 +136,15 @@ class Segment:
             attachment = self._attachment
             if attachment is None:
                 return
+            if self.mapping.exports > (self._buf is not None):
+                raise BufferError(f"segment {self.id} cannot be closed: something made from its buffer lives on")
             if self._buf is not None:
-                self._buf.release()
+                self._buf.release()  # which raises if there are views of it
                 self._buf = None
             self.mapping.invalidate()
             self._attachment = None
-            attachment.shares -= 1
-            if attachment.shares == 0:
-                del _attachments[attachment.place]
-                attachment.handle.detach()
+            attachment.give_back()
+            _reap()
 
     def __enter__(self) -> Self:
         return self
@@ -147,13 +156,14 @@ class Segment:
 
     def __del__(self) -> None:
         # After a failed constructor there is no attachment; at interpreter exit the kernel detaches by itself.
-        if getattr(self, "_attachment", None) is None or sys.is_finalizing():
+        attachment: _Attachment | None = getattr(self, "_attachment", None)
+        if attachment is None or sys.is_finalizing():
             return
         warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
         try:
             self.close()
-        except BufferError:
-            return  # somebody still looks: staying attached is a leak, detaching would be a crash
+        except BufferError:  # somebody still looks: detaching would be a crash
+            _lingering.append((self.mapping, attachment))
 
     def __repr__(self) -> str:
         access = "closed" if self.closed else "read-only" if self.readonly else "read-write"
@@ -189,6 +199,7 @@ def attach(shmid: int, *, readonly: bool) -> Segment:
     """
     check_range("id", shmid, 0, ID_MAX)
     with _lock:
+        _reap()
         place = (_ipc_namespace(), shmid, readonly)
         attachment = _attachments.get(place) or _attach(place)
         return _share(attachment)
@@ -272,6 +283,15 @@ def _shmat(shmid: int, readonly: bool) -> sysv_ipc.SharedMemory:
             if refused:
                 break
     raise refusal(refused or errno.EAGAIN, f"attach segment {shmid} {'read-only' if readonly else 'read-write'}")
+
+
+def _reap() -> None:
+    """Give back what lingers and nobody looks at any more."""
+    for mapping, attachment in list(_lingering):
+        if not mapping.exports:
+            _lingering.remove((mapping, attachment))
+            mapping.invalidate()
+            attachment.give_back()
 
 
 def _share(attachment: _Attachment) -> Segment:

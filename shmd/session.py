@@ -18,7 +18,7 @@ import asyncio
 import itertools
 import logging
 import os
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from shmd import limits, protocol
 from shmd.errors import DaemonUnavailable, Disconnected, ProtocolError, ShmdError
@@ -31,20 +31,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger("shmd.client")
 
 R = TypeVar("R", bound=protocol.Reply)
-G = TypeVar("G", protocol.PublisherGranted, protocol.SubscriberGranted, protocol.Resumed)
+G = TypeVar("G", protocol.PublisherGranted, protocol.SubscriberGranted, protocol.SegmentGranted, protocol.Resumed)
 Answer: TypeAlias = tuple[protocol.Reply, list[int]]
-
-_BELLS: Final = 2
 
 
 class Bells:
-    """A grant's two descriptors, in the order in which they come. ``close`` them once."""
+    """A grant's two descriptors, in the order in which they come. ``close`` them once.
+
+    Those of a topic are its record bell and its space bell, those of a segment its notify bell and its lock bell.
+    """
 
     __slots__ = ("record_fd", "space_fd")
 
     def __init__(self, record_fd: int, space_fd: int) -> None:
         self.record_fd = record_fd
         self.space_fd = space_fd
+
+    @property
+    def notify_fd(self) -> int:
+        return self.record_fd
+
+    @property
+    def lock_fd(self) -> int:
+        return self.space_fd
 
     def close(self) -> None:
         os.close(self.record_fd)
@@ -57,6 +66,7 @@ class Events(Protocol):
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
     def untethered(self, event: protocol.Untethered) -> None: ...
+    def segment_gone(self, event: protocol.SegmentGone) -> None: ...
     def disconnected(self, session: Session, reason: Exception | None) -> None: ...
 
 
@@ -103,7 +113,7 @@ class Session:
     ) -> tuple[G, Bells]:
         """The same for a request that is granted with bells. The caller closes them, and the handle."""
         reply, fds = await self._exchange(message, timeout_s)
-        if not isinstance(reply, reply_type) or len(fds) != _BELLS:
+        if not isinstance(reply, reply_type) or len(fds) != limits.BELLS_PER_GRANT:
             _close_all(fds)
             raise self._broken(
                 f"a {type(reply).__name__} with {len(fds)} descriptors answers a {type(message).__name__}"
@@ -171,6 +181,8 @@ class Session:
             self._loop.call_soon(self._events.topic_gone, message)
         elif isinstance(message, protocol.Untethered):
             self._loop.call_soon(self._events.untethered, message)
+        elif isinstance(message, protocol.SegmentGone):
+            self._loop.call_soon(self._events.segment_gone, message)
         else:
             self._on_reply(message, fds)
             return

@@ -144,7 +144,7 @@ def create(
             segment.remove(ctl.id)
             failpoint.reach("keys-given-up")
         for made in (log_writable, ctl):
-            _prefault(made, stop)
+            prefault(made, stop)
         info = _info(name, settings, (log_writable.id, ctl.id), keys)
         identity = _identity(info)
         _core.log_format(log_writable.mapping, instance_id=instance_id, created_ns=info.created_ns, **identity)
@@ -155,7 +155,7 @@ def create(
         log_writable.close()
         core = _core.Log(log.mapping, ctl.mapping, **identity)
         undo.callback(core.close)
-        bells = _make_bells(undo)
+        bells = make_bells(undo)
         segment.set_permissions(ctl.id, settings.uid, settings.gid, policy.ctl_mode(settings.mode))
         segment.set_permissions(log.id, settings.uid, settings.gid, settings.mode)
         failpoint.reach("topic-made")
@@ -175,7 +175,7 @@ def adopt(info: TopicInfo) -> StoredTopic:
         core = _core.Log(log.mapping, ctl.mapping, **_identity(info))
         undo.callback(core.close)
         core.stat()  # damage shows here
-        bells = _make_bells(undo)
+        bells = make_bells(undo)
         undo.pop_all()
         return StoredTopic(info, core, [log, ctl], bells)
 
@@ -221,7 +221,7 @@ def _create_segments(
     """Log and ctl, attached for writing, with keys that were noted before they existed."""
     for _ in range(limits.KEY_ATTEMPTS_MAX):
         log_key, ctl_key = (secrets.randbelow(segment.KEY_MAX) + 1 for _ in range(2))
-        intent.note(log_key, ctl_key)
+        intent.note_topic(log_key, ctl_key)
         with ExitStack() as attempt:
             try:
                 log = _create_segment(log_bytes(settings.size_bytes), log_key, attempt)
@@ -245,7 +245,8 @@ def _create_segment(size_bytes: int, key: int, undo: ExitStack) -> segment.Segme
     return made
 
 
-def _prefault(made: segment.Segment, stop: threading.Event) -> None:
+def prefault(made: segment.Segment, stop: threading.Event) -> None:
+    """Touch all of the segment's memory. ``RequestRefused`` once ``stop`` is set. For a worker thread."""
     for offset in range(0, made.size_bytes, limits.PREFAULT_CHUNK_BYTES):
         if stop.is_set():
             raise RequestRefused("the daemon is stopping", "try again when it is back")
@@ -272,9 +273,10 @@ def _remove(shmid: int) -> None:
         logger.warning("%s", error)
 
 
-def _make_bells(undo: ExitStack) -> list[int]:
+def make_bells(undo: ExitStack) -> list[int]:
+    """The bells of one topic or segment. ``LimitExceeded`` if there are no descriptors left."""
     bells = []
-    for _ in range(limits.DESCRIPTORS_PER_MESSAGE_MAX):
+    for _ in range(limits.BELLS_PER_GRANT):
         try:
             bell = notifier.make_bell()
         except OSError as error:

@@ -20,15 +20,23 @@ from shmd.protocol import (
     Close,
     Declare,
     Done,
+    ListSegments,
     ListTopics,
     OpenPublisher,
+    OpenSegment,
     OpenSubscriber,
     PublisherGranted,
     Refused,
+    RemoveSegment,
     RemoveTopic,
     Resume,
     Resumed,
+    SegmentGranted,
+    SegmentList,
+    SegmentOptions,
+    SegmentStatReply,
     StatReply,
+    StatSegment,
     StatTopic,
     SubscriberGranted,
     TopicList,
@@ -153,6 +161,13 @@ async def _use(peer: RawPeer) -> None:
         await peer.ask(PublisherGranted, OpenPublisher(id=peer.new_id(), topic=name))
         await peer.ask(Done, Close(id=peer.new_id(), handle=seat.id))
     await peer.ask(Done, RemoveTopic(id=peer.new_id(), topic="gone"))
+    for name, lifetime in (("kept", "os"), ("gone", "os"), ("short", "attached")):
+        options = SegmentOptions(size_bytes=4096, lifetime=lifetime)  # type: ignore[arg-type]
+        use = OpenSegment(id=peer.new_id(), segment=name, options=options)
+        await peer.ask(SegmentGranted, use)
+        await peer.ask(SegmentGranted, OpenSegment(id=peer.new_id(), segment=name))
+        await peer.ask(Done, Close(id=peer.new_id(), handle=use.id))
+    await peer.ask(Done, RemoveSegment(id=peer.new_id(), segment="gone"))
 
 
 async def _live_until_killed(
@@ -207,6 +222,13 @@ async def test_daemon_killed_at_any_failpoint_leaves_what_the_next_one_can_live_
         for info in await topics(peer):
             await peer.ask(StatReply, StatTopic(id=peer.new_id(), topic=info.name))
             await peer.ask(SubscriberGranted, OpenSubscriber(id=peer.new_id(), topic=info.name))
+        for segment_info in (await peer.ask(SegmentList, ListSegments(id=peer.new_id()))).segments:
+            assert segment_info.name in ("kept", "gone")
+            reply = await peer.ask(SegmentStatReply, StatSegment(id=peer.new_id(), segment=segment_info.name))
+            assert (reply.counters.size_bytes, reply.counters.mode) == (4096, 0o600)
+        for name in ("kept", "gone", "short"):
+            use = OpenSegment(id=peer.new_id(), segment=name, options=SegmentOptions(size_bytes=4096))
+            await peer.ask(SegmentGranted, use)
         peer.send(OpenPublisher(id=4711, topic="kept"))
         assert not isinstance(await peer.receive(), Refused)
     final.terminate()

@@ -280,7 +280,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if isinstance(message, TopicAdded):
             self._check_added(client, message)
             return
-        if isinstance(message, TopicGone | protocol.Untethered):
+        if isinstance(message, TopicGone | protocol.Untethered | protocol.SegmentGone):
             return
         key = (client, message.id)
         if message.id == 0:

@@ -14,6 +14,7 @@ from shmd.errors import (
     TopicBusy,
     VersionMismatch,
 )
+from shmd.registry import quotas, segments
 from shmd.registry.effects import (
     CreateTopic,
     ForgetParticipant,
@@ -23,7 +24,7 @@ from shmd.registry.effects import (
     SlotHolder,
     StopDaemon,
 )
-from shmd.registry.entities import Creation, Kept, Publisher, Subscriber, Watch
+from shmd.registry.entities import Creation, Kept, Publisher, SegmentUse, Subscriber, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +121,7 @@ def _ensure_topic(
         return topic
     settings = policy.resolve(message.options, client.credentials, state.identity.credentials)
     policy.check_creator(client.credentials, state.ownership(settings), want)
-    state.check_topic_quotas(settings.size_bytes)
+    quotas.check_topic(state, settings.size_bytes)
     creation = Creation(name, settings, (client.number, message.id), client.credentials.uid)
     state.creations[name] = creation
     state.enqueue(creation, client, message)
@@ -189,7 +190,7 @@ def _open_publisher(state: State, client: Client, message: protocol.OpenPublishe
     state.check_participant_quota()
     publisher = Publisher(message.topic, state.next_publisher_number(), client)
     state.open_handle(client, message.id, publisher)
-    state.note(client, message.id, topic, number=publisher.number)
+    state.note(client, message.id, topic.info.topic_id, "publisher", number=publisher.number)
     granted = protocol.PublisherGranted(id=message.id, topic=topic.info, publisher=publisher.number)
     state.send(client, granted, bells_of=message.topic)
 
@@ -212,14 +213,13 @@ def _check_fellow_publishers(client: Client, topic: Topic) -> None:
 
 def _wait_subscribers(state: State, client: Client, message: protocol.WaitSubscribers) -> None:
     topic = state.topic(client, message.topic, policy.READ)
-    topic.waits[client.number, message.id] = message
-    client.pending[message.id] = message.topic
+    state.wait(topic.waits, client, message)
     _settle_waits(state, topic)
 
 
 def _settle_waits(state: State, topic: Topic) -> None:
     for (number, request_id), wait in list(topic.waits.items()):
-        if len(topic.joined) >= wait.count:
+        if isinstance(wait, protocol.WaitSubscribers) and len(topic.joined) >= wait.count:
             client = state.clients[number]
             state.drop_pending(client, request_id)
             state.send(client, protocol.Done(id=request_id))
@@ -244,7 +244,7 @@ def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscri
         # No tether at position 0, where it would hold publishers up until the subscriber has found its start.
         state.grant_slot(topic, seat, tethered=False)
     state.open_handle(client, message.id, Subscriber(message.topic, seat, client))
-    state.note(client, message.id, topic, seat=seat, tethered=message.tethered)
+    state.note(client, message.id, topic.info.topic_id, "subscriber", seat=seat, tethered=message.tethered)
     if from_start and message.watch:
         state.effects.append(ForgetParticipant(client.number, message.watch, topic.info.topic_id))
     granted = protocol.SubscriberGranted(
@@ -291,6 +291,8 @@ def _resume(state: State, client: Client, message: protocol.Resume) -> None:
     match client.handles.get(message.handle):
         case Publisher(topic=name) | Subscriber(topic=name):
             state.send(client, protocol.Resumed(id=message.id), bells_of=name)
+        case SegmentUse(segment=name):
+            state.send(client, protocol.Resumed(id=message.id), segment=name)
         case _:
             raise NoSuchTopic(f"handle {message.handle} is gone, and its topic perhaps too", "open it anew")
 
@@ -326,6 +328,11 @@ _HANDLERS: Final[dict[type, Callable[[State, Client, Any], None]]] = {
     protocol.Cancel: _cancel,
     protocol.Resume: _resume,
     protocol.ReportStall: _report_stall,
+    protocol.OpenSegment: segments.open_segment,
+    protocol.ListSegments: segments.list_segments,
+    protocol.StatSegment: segments.stat_segment,
+    protocol.SetSegment: segments.set_segment,
+    protocol.RemoveSegment: segments.remove_segment,
     protocol.Bye: _bye,
     protocol.Stop: _stop,
 }
