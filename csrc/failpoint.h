@@ -20,7 +20,14 @@
     X(join_cursor_stored)      \
     X(join_announced)          \
     X(reader_armed)            \
-    X(space_armed)
+    X(space_armed)             \
+    X(cell_locked)             \
+    X(cell_claimed)            \
+    X(cell_begun)              \
+    X(cell_half_copied)        \
+    X(cell_copied)             \
+    X(cell_stored)             \
+    X(cell_unlocked)
 
 #ifdef SHMD_FAILPOINTS
 enum shmd_failpoint {

@@ -20,6 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from shmd.errors import (
+    CellBusy,
+    CellEmpty,
+    CellMismatch,
     ClosedError,
     ConcurrentUse,
     ConfigError,
@@ -54,6 +57,7 @@ from shmd.errors import (
 
 if TYPE_CHECKING:
     from shmd._core import Record
+    from shmd.cell import Cell
     from shmd.client import Client, connect
     from shmd.client_events import ClientEvent
     from shmd.protocol import PublisherStat, SegmentInfo, SubscriberStat, TopicInfo, TopicStat
@@ -63,6 +67,10 @@ if TYPE_CHECKING:
     from shmd.sysv import SegmentStat
 
 __all__ = [
+    "Cell",
+    "CellBusy",
+    "CellEmpty",
+    "CellMismatch",
     "Client",
     "ClientEvent",
     "ClosedError",
@@ -111,6 +119,7 @@ __all__ = [
 
 # Imported when first asked for: the daemon imports this package too, and must not come to depend on the client.
 _HOMES: Final = {
+    "Cell": "shmd.cell",
     "Client": "shmd.client",
     "ClientEvent": "shmd.client_events",
     "connect": "shmd.client",

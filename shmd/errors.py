@@ -9,10 +9,12 @@
     │   ├── ForkedError           used in a forked child, which only inherited it
     │   ├── EncodeError           the codec cannot pack this object
     │   └── RecordTooLarge        over the topic's record limit
-    ├── WouldBlock                nobody's: only ``*_nowait`` raises these
+    ├── WouldBlock                nobody's: raised by ``*_nowait``, and by what never waits
     │   ├── TopicFull             a `wait` topic has no room
     │   ├── TopicLocked           another publisher is in the critical section
-    │   └── NoRecord              nothing to read yet
+    │   ├── NoRecord              nothing to read yet
+    │   ├── CellEmpty             nobody has stored a value yet
+    │   └── CellBusy              others are storing values, too often or right now
     ├── RequestRefused            the daemon said no, and why
     │   ├── NoSuchTopic
     │   ├── TopicMismatch         exists with other options; names both values
@@ -27,6 +29,7 @@
     ├── TopicRemoved              somebody removed the topic under a participant
     ├── ProtocolError             the peer broke the control protocol
     ├── CorruptTopic              shared memory holds what no publisher writes
+    ├── CellMismatch              a segment holds something else there than this cell
     ├── DecodeError               a record's payload is not what the codec expects
     ├── ConfigError               the configuration file or environment
     └── SegmentError (OSError)    System V said no; ``errno`` is set
@@ -108,7 +111,7 @@ class RecordTooLarge(UsageError):
 
 
 class WouldBlock(ShmdError):
-    """Nobody's fault: the ``*_nowait`` form of an operation would have had to wait."""
+    """Nobody's fault: the operation would have had to wait, and does not (``*_nowait``, or one that never waits)."""
 
     code = "would-block"
 
@@ -123,6 +126,14 @@ class TopicLocked(WouldBlock):
 
 class NoRecord(WouldBlock):
     code = "no-record"
+
+
+class CellEmpty(WouldBlock):
+    code = "cell-empty"
+
+
+class CellBusy(WouldBlock):
+    code = "cell-busy"
 
 
 class RequestRefused(ShmdError):
@@ -185,6 +196,12 @@ class CorruptTopic(ShmdError):
     """A publisher's fault, or a damaged segment's: the shared memory holds what no publisher writes."""
 
     code = "corrupt-topic"
+
+
+class CellMismatch(ShmdError):
+    """The program's fault, or another's that writes to the segment: wrong offset, wrong type, or overwritten."""
+
+    code = "cell-mismatch"
 
 
 class DecodeError(ShmdError):

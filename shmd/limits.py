@@ -62,6 +62,10 @@ RECHECK_HOSTILE_S: Final = 1.0
 LATEST_TOPICS_MAX: Final = 256
 """Logs a client keeps attached for ``latest``; each costs address space and one of a process's 65,530 mappings."""
 
+# --- segments ---------------------------------------------------------------------------------------------------------
+CELL_SIZE_BYTES_MAX: Final = 1 * MIB
+"""A value is copied in one go, a tenth of a millisecond, and up to 64 times where a hostile writer keeps overtaking."""
+
 # --- the control socket -----------------------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = 64 * KIB
 """One packet. Well below the 208 KiB that a socket buffer takes; lists are paged to fit."""

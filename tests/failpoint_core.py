@@ -25,6 +25,15 @@ def build() -> Path:
     return CORE
 
 
+def names() -> list[str]:
+    """Of all failpoints of the test build."""
+    core = build()
+    command = [sys.executable, "-m", "tests.failpoint_core"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert found, f"{core} has no failpoints"
+    return found
+
+
 def use() -> None:
     """Make ``shmd._core`` the test build in this process; before anything of shmd that needs the core is imported."""
     assert "shmd._core" not in sys.modules

@@ -23,6 +23,7 @@ API: Final = {
         *("topic", "wait_for_subscribers"),
     },
     "Subscription": {"close", "get", "get_many", "get_nowait", "lost", "pattern", "tethered", "topics"},
+    "Cell": {"close", "load", "load_versioned", "size_bytes", "store", "value_size_bytes", "version"},
     "Segment": {
         *("array", "buf", "close", "id", "info", "key", "name", "notify", "readonly", "remove", "removed", "set"),
         *("size_bytes", "stat", "wait"),
@@ -76,7 +77,7 @@ def test_public_member_is_there_and_explained(name: str, member: str) -> None:
         assert (inspect.getdoc(value) or "").strip()
 
 
-@pytest.mark.parametrize("name", ["Client", "Publisher", "Segment", "Subscription"])
+@pytest.mark.parametrize("name", ["Cell", "Client", "Publisher", "Segment", "Subscription"])
 def test_class_has_no_other_public_members(name: str) -> None:
     public = {member for member in vars(getattr(shmd, name)) if not member.startswith("_")}
     assert public - AMONG_OURSELVES.get(name, set()) <= API[name]

@@ -34,6 +34,8 @@ LAYERS: Final = {
     "_core": 2,
     "adoption": 2,
     "attachment": 2,
+    "cell": 2,
+    "cell_types": 2,
     "codec": 2,
     "config": 2,
     "inventory": 2,
@@ -94,7 +96,7 @@ WORLD: Final = {
 THIRD_PARTY: Final = {
     0: frozenset[str](),
     1: {"msgspec"},
-    2: {"msgpack", "msgspec", "sysv_ipc"},
+    2: {"msgpack", "msgspec", "numpy", "sysv_ipc"},
     3: frozenset[str](),
     4: {"msgspec", "numpy"},
     5: {"click", "msgpack", "msgspec", "pytest", "pytest_asyncio", "rich", "sysv_ipc", "uvloop"},
