@@ -43,6 +43,7 @@ from shmd.errors import (
     RecordTooLarge,
     RequestRefused,
     SegmentError,
+    SegmentLocked,
     SegmentMismatch,
     ShmdError,
     TopicBusy,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from shmd.protocol import PublisherStat, SegmentInfo, SubscriberStat, TopicInfo, TopicStat
     from shmd.publisher import Publisher
     from shmd.raw_segment import Segment
+    from shmd.segment_lock import SegmentLock
     from shmd.subscription import Subscription
     from shmd.sysv import SegmentStat
 
@@ -98,6 +100,8 @@ __all__ = [
     "Segment",
     "SegmentError",
     "SegmentInfo",
+    "SegmentLock",
+    "SegmentLocked",
     "SegmentMismatch",
     "SegmentStat",
     "ShmdError",
@@ -129,6 +133,7 @@ _HOMES: Final = {
     "Segment": "shmd.raw_segment",
     "SegmentInfo": "shmd.protocol",
     "SegmentStat": "shmd.sysv",
+    "SegmentLock": "shmd.segment_lock",
     "SubscriberStat": "shmd.protocol",
     "Subscription": "shmd.subscription",
     "TopicInfo": "shmd.protocol",

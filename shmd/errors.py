@@ -13,6 +13,7 @@
     │   ├── TopicFull             a `wait` topic has no room
     │   ├── TopicLocked           another publisher is in the critical section
     │   ├── NoRecord              nothing to read yet
+    │   ├── SegmentLocked         another task or process holds the segment's lock
     │   ├── CellEmpty             nobody has stored a value yet
     │   └── CellBusy              others are storing values, too often or right now
     ├── RequestRefused            the daemon said no, and why
@@ -126,6 +127,10 @@ class TopicLocked(WouldBlock):
 
 class NoRecord(WouldBlock):
     code = "no-record"
+
+
+class SegmentLocked(WouldBlock):
+    code = "segment-locked"
 
 
 class CellEmpty(WouldBlock):

@@ -65,6 +65,10 @@ LATEST_TOPICS_MAX: Final = 256
 # --- segments ---------------------------------------------------------------------------------------------------------
 CELL_SIZE_BYTES_MAX: Final = 1 * MIB
 """A value is copied in one go, a tenth of a millisecond, and up to 64 times where a hostile writer keeps overtaking."""
+SEGMENT_LOCK_RECHECK_MIN_S: Final = 0.000_5
+SEGMENT_LOCK_RECHECK_MAX_S: Final = 0.01
+"""An owner written in C rings no bell, nor does the kernel for one that died: who waits looks again by itself, soon,
+then less often. A look costs about 20 µs of CPU with its timer, so waiting costs 0.2 % of a core at most."""
 
 # --- the control socket -----------------------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = 64 * KIB

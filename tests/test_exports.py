@@ -29,6 +29,7 @@ API: Final = {
         *("size_bytes", "stat", "wait"),
     },
     "Record": {"lost", "publisher", "raw", "seq", "time", "time_ns", "topic", "value"},
+    "SegmentLock": {"acquire", "acquire_nowait", "close", "held", "locked", "release", "stat"},
     "TopicInfo": set(),
     "SegmentInfo": set(),
     "SegmentStat": {"allocated_bytes"},
@@ -40,6 +41,7 @@ API: Final = {
 """Public classes, and the members promised of those that are more than a record of fields."""
 AMONG_OURSELVES: Final = {
     "Publisher": {"forked", "release"},
+    "SegmentLock": {"rung"},
     "Segment": {"forked", "release"},
     "Subscription": {"forked", "open", "release", "topic_added", "watch_again"},
 }
@@ -77,7 +79,7 @@ def test_public_member_is_there_and_explained(name: str, member: str) -> None:
         assert (inspect.getdoc(value) or "").strip()
 
 
-@pytest.mark.parametrize("name", ["Cell", "Client", "Publisher", "Segment", "Subscription"])
+@pytest.mark.parametrize("name", ["Cell", "Client", "Publisher", "Segment", "SegmentLock", "Subscription"])
 def test_class_has_no_other_public_members(name: str) -> None:
     public = {member for member in vars(getattr(shmd, name)) if not member.startswith("_")}
     assert public - AMONG_OURSELVES.get(name, set()) <= API[name]
