@@ -59,7 +59,7 @@ def error_in_child(function: Callable[[], object]) -> tuple[str, int]:
         try:
             function()
         except SegmentError as error:
-            return type(error).__name__, error.errno
+            return type(error).__name__, error.errno or 0
         raise AssertionError("nothing was raised")
 
     return in_child(run)
@@ -105,7 +105,7 @@ class TestCreate:
             try:
                 semaphore.create()
             except SegmentLimit as error:
-                return error.message, error.hint or "", errno.errorcode[error.errno]
+                return error.message, error.hint or "", errno.errorcode[error.errno or 0]
             raise AssertionError("nothing was raised")
 
         _, hint, number = in_child(run)
