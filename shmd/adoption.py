@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shmd import failpoint, policy, segment, sysv, topic_store
+from shmd import failpoint, policy, segment, semaphore_store, sysv, topic_store
 from shmd.errors import CorruptTopic, SegmentAccessDenied, SegmentInvalid, SegmentNotFound, SegmentRemoved, ShmdError
 from shmd.policy import Credentials
 from shmd.protocol import TopicInfo
@@ -267,5 +267,6 @@ def _resolve_intents(roster: Roster) -> None:
         ):
             logger.info("segment %d was half made when the last daemon ended, and is removed", found.id)
             _remove(found.id)
+    semaphore_store.remove_half_made(roster.intents(), [row.sem_id for row in roster.segments()])
     failpoint.reach("intent-resolved")
     roster.clear_intents()

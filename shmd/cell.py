@@ -34,10 +34,11 @@ class Cell(Generic[T]):
     Nothing here waits, so that it can be used from any task, thread or signal handler, and in a forked child.
     """
 
-    __slots__ = ("_cell", "_type", "value_size_bytes")
+    __slots__ = ("__weakref__", "_cell", "_owner", "_type", "value_size_bytes")
 
-    def __init__(self, memory: Buffer, kind: CellType, offset: int) -> None:
+    def __init__(self, memory: Buffer, kind: CellType, offset: int, owner: object) -> None:
         """Not for callers, who say ``segment.cell()``. ``memory`` is kept from being closed until ``close``."""
+        self._owner = owner
         self._type = kind
         self.value_size_bytes = kind.size_bytes
         """Bytes of a value: the ``size`` that a C program gives to ``shmd_cell_open``."""
@@ -93,14 +94,20 @@ class Cell(Generic[T]):
 
 
 @overload
-def open_cell(memory: Buffer, kind: type[T], *, offset: int = 0, size: int | None = None) -> Cell[T]: ...
+def open_cell(
+    memory: Buffer, kind: type[T], *, offset: int = 0, size: int | None = None, owner: object = None
+) -> Cell[T]: ...
 @overload
-def open_cell(memory: Buffer, kind: object, *, offset: int = 0, size: int | None = None) -> Cell[Any]: ...
-def open_cell(memory: Buffer, kind: object, *, offset: int = 0, size: int | None = None) -> Cell[Any]:
+def open_cell(
+    memory: Buffer, kind: object, *, offset: int = 0, size: int | None = None, owner: object = None
+) -> Cell[Any]: ...
+def open_cell(
+    memory: Buffer, kind: object, *, offset: int = 0, size: int | None = None, owner: object = None
+) -> Cell[Any]:
     """The cell for values of type ``kind`` (see ``cell_types``) at ``offset`` of ``memory``.
 
-    Nothing is read or written. Zeros are an empty cell. Raises ``InvalidOption``: no such type, or no such place
-    (``offset`` is a multiple of 8, and ``shmd_cell_bytes(value size)`` bytes follow it).
+    Nothing is read or written; zeros are an empty cell. ``owner`` is kept alive by the cell. Raises ``InvalidOption``:
+    no such type, or no such place (``offset`` is a multiple of 8, and ``shmd_cell_bytes(value size)`` bytes follow it).
     """
     checked = cell_type(kind, size)
     if not 1 <= checked.size_bytes <= limits.CELL_SIZE_BYTES_MAX:
@@ -108,4 +115,4 @@ def open_cell(memory: Buffer, kind: object, *, offset: int = 0, size: int | None
             f"a cell's value cannot take {checked.size_bytes} bytes",
             f"from 1 to {limits.CELL_SIZE_BYTES_MAX} bytes; for more, publish records and ask client.latest()",
         )
-    return Cell(memory, checked, offset)
+    return Cell(memory, checked, offset, owner)

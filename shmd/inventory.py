@@ -20,7 +20,7 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from shmd import _core, liveness, roster_layout, segment, sysv
+from shmd import _core, liveness, roster_layout, segment, semaphore_store, sysv
 from shmd.errors import ConfigError, SegmentError, UsageError, VersionMismatch
 from shmd.roster_reader import RosterReader
 
@@ -64,6 +64,8 @@ class FoundRoster:
     segments: tuple[SegmentRow, ...]
     """Raw ones, adopted ones left out."""
     intended_keys: frozenset[int]
+    semaphores: tuple[tuple[int, int], ...]
+    """Id and key of those that the instance made for raw segments."""
 
     @property
     def transient(self) -> bool:
@@ -143,6 +145,9 @@ def remove_instance(instance_id: bytes) -> list[Found]:
                 f"the daemon of instance {roster.header.instance!r} runs (pid {roster.header.pid})",
                 "say where it listens (--socket), or stop it",
             )
+    for roster in mine.rosters:
+        for semid, key in roster.semaphores:
+            semaphore_store.remove(semid, key, roster.stat.cuid)
     there = [found for found in mine.segments if not found.stat.removed]
     removed = sorted(there, key=lambda found: found.kind == "roster")  # the rosters last: they know the rest
     for found in removed:
@@ -167,6 +172,7 @@ def _read_roster(stat: SegmentStat) -> FoundRoster | None:
             tuple(reader.participants()),
             tuple(row for row in reader.segments() if not row.adopted),
             frozenset(key for row in reader.intents() for key in row.segment_keys),
+            tuple((row.sem_id, row.sem_key) for row in reader.segments() if semaphore_store.is_ours(row)),
         )
 
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from shmd import notifier, protocol, segment
+from shmd import notifier, protocol, segment, semaphore
+from shmd.cell import open_cell
 from shmd.errors import ClosedError, InvalidOption, SegmentNotFound, SegmentRemoved, UsageError
 from shmd.hub import forked_error, give_back_dropped
 from shmd.seat import Doze, Seat
+from shmd.segment_lock import SegmentLock
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,16 +30,19 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from shmd.cell import Cell
     from shmd.errors import ShmdError
     from shmd.hub import Hub
     from shmd.session import Bells, Session
     from shmd.sysv import SegmentStat
 
+T = TypeVar("T")
+
 
 class SegmentSeat(Seat):
     """One grant of a segment in use. Once there is an ``error``, ``check`` raises it."""
 
-    __slots__ = ("_heard", "_notified", "_sleepers", "attached", "error", "info", "readonly")
+    __slots__ = ("_heard", "_lock", "_notified", "_sleepers", "attached", "cells", "error", "info", "readonly")
 
     def __init__(self, hub: Hub, granted: protocol.SegmentGranted, bells: Bells) -> None:
         """Attach. If that raises (as ``segment.attach``), ``bells`` and the handle are still the caller's."""
@@ -46,6 +52,8 @@ class SegmentSeat(Seat):
         self.error: ShmdError | None = None
         self._notified = self._heard = 0
         self._sleepers: set[asyncio.Future[None]] = set()
+        self._lock: SegmentLock | None = None
+        self.cells: weakref.WeakSet[Cell[Any]] = weakref.WeakSet()
         self.attached = segment.attach(self.info.id, readonly=granted.readonly)
         try:
             self._check_attached()
@@ -96,8 +104,26 @@ class SegmentSeat(Seat):
         self._notified += 1
         self.ring()
 
+    # --- the lock ---
+
+    def lock(self) -> SegmentLock:
+        """See ``Segment.lock``."""
+        if self.info.sem_id < 0:
+            raise UsageError(
+                f"segment {self.name!r} has no lock: it is of lifetime {self.info.lifetime!r}",
+                "a semaphore cannot go with its last user; make the segment with lifetime='os'",
+            )
+        if self._lock is None:
+            self._lock = SegmentLock(semaphore.attach(self.info.sem_key, self.info.sem_id), self.ring_lock)
+        return self._lock
+
+    def ring_lock(self) -> None:
+        notifier.ring(self._bells.lock_fd)
+
     def lock_rung(self) -> None:
         """The lock bell rang."""
+        if self._lock is not None:
+            self._lock.rung()
 
     # --- as a seat ---
 
@@ -115,12 +141,18 @@ class SegmentSeat(Seat):
     def use_bells(self) -> None:
         """Somebody may have rung the old ones in vain: nobody shall sleep through that."""
         self._notified += 1
+        self.ring_lock()
+        self.lock_rung()
 
     def leave(self) -> None:
+        for cell in list(self.cells):
+            cell.close()
         # What numpy makes of a memoryview by ``ndarray(buffer=)`` exports nothing, and keeps the mapping object only.
         if sys.getrefcount(self.attached.mapping) > 2 + self.attached.mapping.exports:
             raise BufferError(f"segment {self.name!r} cannot be closed: an array on it lives on")
         self.attached.close()
+        if self._lock is not None:
+            self._lock.close()
         self._end(ClosedError(f"segment {self.name!r} was closed here"))
 
     def unregister(self) -> None:
@@ -228,9 +260,7 @@ class Segment:
 
         ``ClosedError``, ``ForkedError``.
         """
-        self._hub.check_process()
-        if self._seat.released:
-            raise ClosedError(f"segment {self.name!r} was closed here", "open it again")
+        self._check_attached()
         return self._seat.attached.buf
 
     def array(self, dtype: Any, shape: int | tuple[int, ...], offset: int = 0) -> Any:
@@ -262,10 +292,36 @@ class Segment:
         Of one that was removed while others had it attached, the kernel says ``removed``, and key 0. Raises
         ``ClosedError``, ``ForkedError``, and ``SegmentAccessDenied`` if its mode was changed against us.
         """
-        self._hub.check_process()
-        if self._seat.released:
-            raise ClosedError(f"segment {self.name!r} was closed here", "open it again")
+        self._check_attached()
         return self._seat.attached.stat()
+
+    def lock(self) -> SegmentLock:
+        """The segment's lock, the same object each time: ``async with segment.lock(): ...``.
+
+        Tasks of this process take turns, in order; other processes, and C programs, share the System V semaphore
+        ``info.sem_key``. The kernel frees it when its owner dies. ``close`` gives it back. Needs the write bit, even
+        for a segment that was opened read-only; one of lifetime `attached` has no lock (``UsageError``). Raises
+        ``SegmentAccessDenied``, ``SegmentRemoved``, ``ClosedError``, ``ForkedError``.
+        """
+        self._check_attached()
+        return self._seat.lock()
+
+    @overload
+    def cell(self, type: type[T], offset: int = 0, *, size: int | None = None) -> Cell[T]: ...
+    @overload
+    def cell(self, type: object, offset: int = 0, *, size: int | None = None) -> Cell[Any]: ...
+    def cell(self, type: object, offset: int = 0, *, size: int | None = None) -> Cell[Any]:
+        """A value at byte ``offset`` (a multiple of 8): stored as a whole by a writer, loaded by any number of readers.
+
+        ``type`` is a ``struct`` format, such as ``"<qd"`` (values are tuples, or single items), a ``ctypes.Structure``
+        class, a numpy dtype, or a ``msgspec.Struct`` class, which needs ``size``: the most bytes that a packed value
+        may take. The cell takes ``Cell.size_bytes`` of the segment; zeros are an empty one. ``close`` closes it. Raises
+        ``InvalidOption`` (no such type, or no room there), ``ClosedError``, ``ForkedError``.
+        """
+        self._check_attached()
+        cell = open_cell(self._seat.attached.mapping, type, offset=offset, size=size, owner=self)
+        self._seat.cells.add(cell)
+        return cell
 
     async def set(self, *, uid: int | None = None, gid: int | None = None, mode: int | None = None) -> None:
         """Give it another owner, group or mode (``IPC_SET``); None leaves it. Who is attached stays attached.
@@ -310,8 +366,8 @@ class Segment:
     async def close(self) -> None:
         """Give it back; the process's last one detaches. The segment stays, as its lifetime says. Twice is fine.
 
-        Raises ``BufferError``, and leaves it open, while a view of ``buf`` or an ``array`` lives. (``buf`` itself is
-        ended by ``close``, by one that is refused, too; ask for it again.)
+        Raises ``BufferError``, and leaves it open, while a view of ``buf`` or an ``array`` lives. (``buf`` itself and
+        cells are ended by ``close``, by one that is refused, too; ask for them again.)
         """
         closing = self.release()
         if closing is not None:
@@ -326,6 +382,11 @@ class Segment:
 
     def forked(self) -> None:
         """For the hub."""
+
+    def _check_attached(self) -> None:
+        self._hub.check_process()
+        if self._seat.released:
+            raise ClosedError(f"segment {self.name!r} was closed here", "open it again")
 
     def _next_id(self) -> int:
         self._hub.check_open()

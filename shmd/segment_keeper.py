@@ -12,7 +12,7 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeAlias
 
-from shmd import protocol, segment_store
+from shmd import protocol, segment_store, semaphore_store
 from shmd.errors import RequestRefused, SegmentError, SegmentNotFound, ShmdError
 from shmd.registry import ChangeSegment, CreateSegment, DestroySegment, ReportSegment
 from shmd.segment_adoption import segment_row
@@ -68,6 +68,8 @@ class SegmentKeeper:
                 self._roster.begin_segment_removal(info.segment_id)
             stored.close(remove=remove and not info.adopted)
             if remove or (info.lifetime == "attached" and stored.look() is None):
+                if semaphore_store.is_ours(info):
+                    semaphore_store.remove(info.sem_id, info.sem_key)
                 self._roster.forget_segment(info.segment_id)
 
     def look_at(self, message: protocol.Request) -> None:
@@ -152,7 +154,7 @@ class SegmentKeeper:
     def _make(self, effect: CreateSegment, stop: threading.Event, intent: Intent, known_ids: set[int]) -> StoredSegment:
         """For a worker thread."""
         name, settings, declared_by = effect.segment, effect.settings, effect.declared_by
-        if settings.adopt and (stored := segment_store.adopt(name, settings, declared_by, known_ids)):
+        if settings.adopt and (stored := segment_store.adopt(name, settings, declared_by, known_ids, intent)):
             return stored
         if not settings.create:
             raise SegmentNotFound(

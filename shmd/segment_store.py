@@ -11,7 +11,8 @@ kernel frees it with its last user), and all under ``kernel.shm_rmid_forced``.
 Not being attached, it cannot trust an id for ever. Whatever it does to a segment, it first compares what the kernel
 says (``look``) with what it knows: key, creator and size, which nobody can change.
 
-An adopted segment was made by another program. It is left as it is, until somebody who may asks for a change.
+An adopted segment was made by another program. It is left as it is, until somebody who may asks for a change. Each
+segment has a semaphore for its lock (``semaphore_store``).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shmd import failpoint, limits, segment, segment_policy, sysv
+from shmd import failpoint, limits, segment, segment_policy, semaphore_store, sysv
 from shmd.errors import SegmentAccessDenied, SegmentError, SegmentExists, SegmentInvalid, SegmentNotFound
 from shmd.protocol import SegmentInfo
 from shmd.topic_store import make_bells, prefault
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from shmd.policy import Credentials
     from shmd.roster_writer import Intent
     from shmd.segment_policy import SegmentSettings
+    from shmd.semaphore import ListedSemaphore, Semaphore
     from shmd.sysv import SegmentStat
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class StoredSegment:
     def seen(self, uid: int, gid: int, mode: int) -> None:
         """These are its owner, group and mode."""
         self.info = msgspec.structs.replace(self.info, uid=uid, gid=gid, mode=mode)
+        semaphore_store.follow(self.info)
 
     def close(self, *, remove: bool) -> None:
         """Give everything back. With ``remove`` it is marked for removal, and goes with its last attachment."""
@@ -84,8 +87,12 @@ def look(info: SegmentInfo) -> SegmentStat | None:
 
 
 def remove_segment(info: SegmentInfo) -> None:
-    """Remove what is there of it. Fine if somebody was quicker."""
-    if info.lifetime != "attached" and look(info) is not None:
+    """Remove what is there of it, and its semaphore. Fine if somebody was quicker."""
+    there = look(info) is not None
+    if there or semaphore_store.is_ours(info):
+        semaphore_store.remove(info.sem_id, info.sem_key)
+    failpoint.reach("segment-semaphore-removed")
+    if info.lifetime != "attached" and there:
         try:
             segment.remove(info.id)
         except SegmentError as error:
@@ -104,8 +111,12 @@ def create(
     with ExitStack() as undo:
         made = _create_segment(settings, intent, undo)
         failpoint.reach("segment-made")
-        prefault(made, stop)
         attached = settings.lifetime == "attached"
+        lock = None
+        if not attached:
+            lock = semaphore_store.make(made.key, intent, made.key)
+            undo.callback(semaphore_store.remove, lock.id, lock.key)
+        prefault(made, stop)
         if attached:
             segment.remove(made.id)
             failpoint.reach("segment-keys-given-up")
@@ -114,7 +125,8 @@ def create(
         found = sysv.stat(made.id)
         failpoint.reach("segment-ready")
         undo.pop_all()
-        info = _info(name, found, settings, declared_by)
+        info = _info(name, found, settings, declared_by, lock)
+        semaphore_store.follow(info)
         if attached or sysv.system_limits().shm_rmid_forced:
             return StoredSegment(info, bells, made)
         made.close()
@@ -122,7 +134,7 @@ def create(
 
 
 def adopt(
-    name: str, settings: SegmentSettings, declared_by: Credentials, ours: Collection[int]
+    name: str, settings: SegmentSettings, declared_by: Credentials, ours: Collection[int], intent: Intent
 ) -> StoredSegment | None:
     """Take over the segment that has the key, if there is one. ``ours``: ids of those that shmd knows already.
 
@@ -142,9 +154,15 @@ def adopt(
             "ask for no more, or leave size= out",
         )
     with ExitStack() as undo:
+        lock: Semaphore | ListedSemaphore | None = semaphore_store.find(key, declared_by.uid)
+        if lock is None:
+            lock = semaphore_store.make(0, intent)
+            undo.callback(semaphore_store.remove, lock.id, lock.key)
         bells = make_bells(undo)
         undo.pop_all()
-    return StoredSegment(_info(name, found, settings, declared_by, adopted=True), bells, None)
+    info = _info(name, found, settings, declared_by, lock, adopted=True)
+    semaphore_store.follow(info)
+    return StoredSegment(info, bells, None)
 
 
 def restore(info: SegmentInfo) -> StoredSegment:
@@ -187,13 +205,21 @@ def _create_segment(settings: SegmentSettings, intent: Intent, undo: ExitStack) 
 
 
 def _info(
-    name: str, found: SegmentStat, settings: SegmentSettings, declared_by: Credentials, *, adopted: bool = False
+    name: str,
+    found: SegmentStat,
+    settings: SegmentSettings,
+    declared_by: Credentials,
+    lock: Semaphore | ListedSemaphore | None,
+    *,
+    adopted: bool = False,
 ) -> SegmentInfo:
     return SegmentInfo(
         name=name,
         segment_id=secrets.token_bytes(16),
         id=found.id,
         key=found.key,
+        sem_id=-1 if lock is None else lock.id,
+        sem_key=0 if lock is None else lock.key,
         size_bytes=found.size_bytes,
         mode=found.mode,
         uid=found.uid,

@@ -42,6 +42,7 @@ __all__ = [
     "attach",
     "create",
     "list_semaphores",
+    "random_key",
     "remove",
     "set_permissions",
     "stat",
@@ -186,13 +187,18 @@ def create(*, mode: int = 0o600, key: int | None = None) -> Semaphore:
         return _create(mode, key)
     for _ in range(limits.KEY_ATTEMPTS_MAX):
         try:
-            return _create(mode, secrets.randbelow(_KEY_MAX) + 1)
+            return _create(mode, random_key())
         except SegmentExists:
             continue
     raise SegmentExists(
         f"no free key among {limits.KEY_ATTEMPTS_MAX} random ones",
         "remove semaphores that nobody needs: ipcs -s, ipcrm -s ID",
     )
+
+
+def random_key() -> int:
+    """One that is probably free."""
+    return secrets.randbelow(_KEY_MAX) + 1
 
 
 def attach(key: int, semid: int) -> Semaphore:

@@ -49,6 +49,7 @@ LAYERS: Final = {
     "segment_adoption": 2,
     "segment_store": 2,
     "semaphore": 2,
+    "semaphore_store": 2,
     "systemd": 2,
     "sysv": 2,
     "topic_store": 2,
