@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import shmd
-from shmd import segment, semaphore
+from shmd import inventory, segment, semaphore
+from shmd.config import instance_id
 from shmd.errors import (
     CellEmpty,
     ClosedError,
@@ -174,6 +175,17 @@ class TestLock:
             subprocess.run(["ipcrm", "-m", str(seg.id)], check=True)  # noqa: ASYNC221 - it is quick
             assert await shmd_client.segments() == []
             assert semaphores() == before
+
+    async def test_purge_without_a_daemon_removes_semaphores_too(self, shmd_start: StartDaemon) -> None:
+        before = semaphores()
+        daemon = shmd_start(ephemeral=False)
+        async with shmd.connect(daemon.socket_path) as client, client.segment("frame", size=100) as seg:
+            daemon.kill()
+            assert semaphores() - before == {seg.info.sem_id}
+            inventory.remove_instance(instance_id(daemon.instance, os.getuid()))
+            assert semaphores() == before
+            with pytest.raises(SegmentRemoved):
+                await seg.lock().acquire()
 
     async def test_segment_whose_key_has_a_semaphore_already_gets_another(self, shmd_client: Client) -> None:
         taken = semaphore.create(key=FREE_KEY)
