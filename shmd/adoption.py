@@ -25,7 +25,9 @@ from shmd.segment_adoption import adopt_segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
+    from shmd.file_store import StoredFile
     from shmd.roster import Roster
     from shmd.segment_store import StoredSegment
     from shmd.topic_store import StoredTopic
@@ -42,7 +44,7 @@ class Estate:
     stored: dict[str, StoredTopic] = field(default_factory=dict)
     topics: list[AdoptedTopic] = field(default_factory=list)
     participants: list[Participant] = field(default_factory=list)
-    segments: dict[str, StoredSegment] = field(default_factory=dict)
+    segments: dict[str, StoredSegment | StoredFile] = field(default_factory=dict)
     """Not all of them attached; to be closed, too."""
 
 
@@ -128,19 +130,19 @@ def _participant(row: ParticipantRow) -> Participant:
     )
 
 
-def adopt(roster: Roster) -> Estate:
+def adopt(roster: Roster, state_dir: Path) -> Estate:
     """Take back all that is still what the roster says, and clean up after the daemon that wrote it."""
     estate = Estate()
     try:
         for row in sorted(roster.topics(), key=lambda row: row.name):
             _adopt_topic(roster, row, estate)
             failpoint.reach("topic-adopted")
-        adopt_segments(roster, estate.segments)
+        adopt_segments(roster, estate.segments, state_dir)
         _adopt_participants(roster, estate)
         _resolve_intents(roster)
         failpoint.reach("adopted")
     except BaseException:
-        held: list[StoredTopic | StoredSegment] = [*estate.stored.values(), *estate.segments.values()]
+        held: list[StoredTopic | StoredSegment | StoredFile] = [*estate.stored.values(), *estate.segments.values()]
         for stored in held:
             stored.close(remove=False)
         raise

@@ -61,6 +61,7 @@ from shmd.units import format_size
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine, Iterable
+    from pathlib import Path
 
     from shmd.adoption import Estate
     from shmd.policy import Credentials
@@ -99,9 +100,12 @@ class Broker:
         *,
         generation: int,
         instance_id: bytes,
+        state_dir: Path,
         on_stop: Callable[[], object],
     ) -> None:
-        """``on_stop`` is called when a client that may has asked the daemon to stop."""
+        """``state_dir`` is for segments that are files. ``on_stop`` is called when a client that may has asked the
+        daemon to stop.
+        """
         self._loop = loop
         self._registry = registry
         self._roster = roster
@@ -110,7 +114,7 @@ class Broker:
         self._numbers = itertools.count(generation << _CLIENT_BITS | 1)
         self._peers: dict[int, _Peer] = {}
         self._topics: dict[str, StoredTopic] = {}
-        self._segments = SegmentKeeper(registry, roster, self._perform, self._answer)
+        self._segments = SegmentKeeper(registry, roster, self._perform, self._answer, state_dir)
         self._awaited: dict[int, int | None] = {}
         """Clients whose process's death is awaited: its pidfd, or None as long as there is none to be had."""
         self._timers: dict[int | str, asyncio.TimerHandle] = {}
@@ -250,8 +254,9 @@ class Broker:
             case Send(client, message, bells_of, segment):
                 if isinstance(message, protocol.Welcome):
                     self._peers[client].hello_timer.cancel()  # or it would wake an idle daemon for nothing
-                bells = self._topics[bells_of].bells if bells_of else self._segments.bells(segment) if segment else ()
-                self._peers[client].connection.send(protocol.encode(message), bells)
+                fds = self._segments.descriptors(segment, message) if segment else ()
+                fds = self._topics[bells_of].bells if bells_of else fds
+                self._peers[client].connection.send(protocol.encode(message), fds)
             case HangUp(client, reason):
                 if reason:
                     logger.warning("client %d is hung up on: %s", client, _one_line(reason))

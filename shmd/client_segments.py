@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import os
 
     from shmd.hub import Hub
-    from shmd.protocol import Backing, Lifetime, SegmentInfo, SegmentOptions
+    from shmd.protocol import Backing, Lifetime, SegmentInfo, SegmentOptions, Sync
 
 
 class ClientSegments:
@@ -38,6 +38,7 @@ class ClientSegments:
         adopt: bool = False,
         readonly: bool = False,
         backing: Backing | None = None,
+        sync: Sync | None = None,
         lifetime: Lifetime | None = None,
     ) -> Opener[Segment]:
         """Open a raw System V segment, all bytes of which are yours; have it made if there is none of this name.
@@ -48,8 +49,12 @@ class ClientSegments:
         creator's group. It gets the System V ``key``, or the one that ``ftok(path, id)`` makes in C, or a random one.
         ``adopt=True`` takes over the segment that has this key though shmd did not make it; for its owner, its creator
         and root. ``readonly=True`` needs the read bit only. ``lifetime="attached"`` gives it no key and lets it go with
-        the last one who has it open; ``"os"`` (the default) keeps it until it is removed. None means: as it is, or the
-        default.
+        the last one who has it open; ``"os"`` (the default) keeps it until it is removed.
+
+        ``backing="file"`` keeps the bytes in a file of the daemon's instead, mapped in the same way: it survives a
+        reboot, and has neither key nor id. What a power failure may cost is a matter of ``sync``: ``"none"`` (the
+        default) the last half minute or so, ``"interval"`` the last second, ``"always"`` nothing of which anybody was
+        notified. The death of any process, the daemon's too, costs nothing. None means: as it is, or the default.
 
         Raises ``SegmentNotFound``, ``SegmentExists`` (of this name, or with this key), ``SegmentMismatch`` (exists with
         other options; names both values), ``SegmentInvalid`` (larger than what exists, or no size),
@@ -58,7 +63,7 @@ class ClientSegments:
         been made.
         """
         options = make_segment_options(
-            size=size, mode=mode, key=key, ftok=ftok, adopt=adopt, backing=backing, lifetime=lifetime
+            size=size, mode=mode, key=key, ftok=ftok, adopt=adopt, backing=backing, sync=sync, lifetime=lifetime
         )
         names.check_segment(name)
         return Opener(self._open_segment(name, options, create=create, exclusive=exclusive, readonly=readonly))

@@ -78,7 +78,7 @@ class Daemon:
     def _broker(self, loop: asyncio.AbstractEventLoop, roster: Roster) -> Broker:
         """With all that the daemon before left."""
         generation = roster.take_over()
-        estate = adoption.adopt(roster)
+        estate = adoption.adopt(roster, self._config.instance_state_dir)
         if estate.topics:
             logger.info("adopted %d topics with %d participants", len(estate.topics), len(estate.participants))
         broker = Broker(
@@ -87,6 +87,7 @@ class Daemon:
             roster,
             generation=generation,
             instance_id=self._config.instance_id(),
+            state_dir=self._config.instance_state_dir,
             on_stop=self._closed.set,
         )
         broker.adopt(estate)
@@ -188,4 +189,5 @@ def _quotas(config: DaemonConfig) -> Quotas:
         clients_per_uid=config.clients_per_uid_max,
         topics=config.topics_max,
         total_bytes=config.total_bytes,
+        file_bytes=config.file_bytes,
     )

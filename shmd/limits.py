@@ -77,6 +77,8 @@ BELLS_PER_GRANT: Final = 2
 """A record bell and a space bell; or a notify bell and a lock bell."""
 DESCRIPTORS_PER_MESSAGE_MAX: Final = 3
 """The bells, and the file of a segment that is one."""
+PAGE_SEGMENTS_MAX: Final = 32
+"""Entries in one page of segments: each may have the path of a file."""
 PAGE_ENTRIES_MAX: Final = 64
 """Entries of one page of a list: 64 × about 600 bytes fit a message."""
 PACKETS_PER_WAKE: Final = 64
@@ -120,6 +122,12 @@ TOPICS_MAX: Final = 2_000
 """Two segments each; a System V namespace holds 4,096 by default (SHMMNI)."""
 SEGMENTS_MAX: Final = 1_024
 """Raw segments: a quarter of the 4,096 that a System V namespace holds by default (SHMMNI); half a MiB of roster."""
+FILE_BYTES_DEFAULT: Final = 64 * GIB
+"""All segments of one daemon that are files, together, unless configured: a disk is larger than memory, but shared."""
+FILE_SYNC_INTERVAL_S: Final = 1.0
+"""How often the daemon has files with ``sync="interval"`` written to the disk: what a power failure may cost."""
+STATE_DIR_BYTES_MAX: Final = 200
+"""Of the state directory's path: a file's path goes into messages, of which a page has many."""
 PARTICIPANTS_MAX: Final = 16_384
 """Publishers, subscribers and users of segments, all together: rows of the roster, 3 MiB of address space, touched as
 needed.

@@ -11,13 +11,16 @@ which wakes everybody who waits, in every process, and counts nothing: it says "
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
+import os
 import sys
 import weakref
 from copy import copy
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from shmd import notifier, protocol, segment, semaphore
+from shmd import backing_file, notifier, protocol, segment, semaphore
 from shmd.cell import open_cell
 from shmd.errors import ClosedError, InvalidOption, SegmentNotFound, SegmentRemoved, UsageError
 from shmd.hub import forked_error, give_back_dropped
@@ -25,7 +28,6 @@ from shmd.seat import Doze, Seat
 from shmd.segment_lock import SegmentLock
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from shmd.sysv import SegmentStat
 
 T = TypeVar("T")
+
+
+logger = logging.getLogger("shmd.client")
 
 
 class SegmentSeat(Seat):
@@ -54,7 +59,7 @@ class SegmentSeat(Seat):
         self._sleepers: set[asyncio.Future[None]] = set()
         self._lock: SegmentLock | None = None
         self.cells: weakref.WeakSet[Cell[Any]] = weakref.WeakSet()
-        self.attached = segment.attach(self.info.id, readonly=granted.readonly)
+        self.attached = self._attach()
         try:
             self._check_attached()
             hub.segment_taken(self)
@@ -62,8 +67,26 @@ class SegmentSeat(Seat):
             self.attached.close()
             raise
 
+    def _attach(self) -> segment.Segment:
+        if self._bells.file_fd >= 0:
+            return backing_file.attach(self._bells.file_fd, self.info.size_bytes, readonly=self.readonly)
+        return segment.attach(self.info.id, readonly=self.readonly)
+
+    def stat(self) -> SegmentStat:
+        """See ``Segment.stat``."""
+        return backing_file.stat(self._bells.file_fd) if self._bells.file_fd >= 0 else self.attached.stat()
+
+    async def sync(self) -> None:
+        """See ``Segment.sync``."""
+        if self._bells.file_fd < 0:
+            return
+        fd = os.dup(self._bells.file_fd)  # ours may be closed meanwhile, for a thread cannot be cancelled
+        await asyncio.shield(self._hub.loop.run_in_executor(None, _sync_and_close, fd))
+
     def _check_attached(self) -> None:
         """An id can come to mean another segment, between the daemon's word and our attaching it."""
+        if self._bells.file_fd >= 0:
+            return
         found, info = self.attached.stat(), self.info
         if (found.key, found.size_bytes, found.cuid) != (info.key, info.size_bytes, info.creator_uid):
             raise SegmentRemoved(f"segment {info.name!r} (id {info.id}) is another one by now")
@@ -97,7 +120,19 @@ class SegmentSeat(Seat):
                 timer.cancel()
 
     def notify(self) -> None:
-        notifier.ring(self._bells.notify_fd)
+        if self.info.sync == "always":
+            self._hub.start(self._sync_and_ring())
+        else:
+            notifier.ring(self._bells.notify_fd)
+
+    async def _sync_and_ring(self) -> None:
+        try:
+            await self.sync()
+        except OSError as error:
+            logger.error("segment %r: nobody is notified, for the disk failed: %s", self.name, error)
+            return
+        if not self.released:
+            notifier.ring(self._bells.notify_fd)
 
     def notified(self) -> None:
         """The notify bell rang."""
@@ -293,7 +328,7 @@ class Segment:
         ``ClosedError``, ``ForkedError``, and ``SegmentAccessDenied`` if its mode was changed against us.
         """
         self._check_attached()
-        return self._seat.attached.stat()
+        return self._seat.stat()
 
     def lock(self) -> SegmentLock:
         """The segment's lock, the same object each time: ``async with segment.lock(): ...``.
@@ -342,9 +377,23 @@ class Segment:
         message = protocol.RemoveSegment(id=self._next_id(), segment=self.name, segment_id=self._seat.info.segment_id)
         await self._hub.link.request(message, protocol.Done)
 
+    @property
+    def path(self) -> str:
+        """Of the file, for ``backing="file"``; else empty. Who may open it there is a matter of its owner and mode."""
+        return self._seat.info.path
+
+    async def sync(self) -> None:
+        """Return when all that was written so far, by whomever, is on the disk; at once for memory.
+
+        Raises ``OSError`` if the disk fails, ``ClosedError``, ``ForkedError``. Cancelled, the disk goes on writing.
+        """
+        self._check_attached()
+        await self._seat.sync()
+
     def notify(self) -> None:
         """Wake everybody who waits for this segment, here and in other processes. Never blocks, costs a system call.
 
+        Of a file with ``sync="always"`` the bytes are written to the disk first, and only then is anybody woken.
         Raises ``SegmentRemoved``, ``ClosedError``, ``ForkedError``.
         """
         self._hub.check_process()
@@ -412,6 +461,13 @@ class Segment:
             return f"<Segment {self.name!r}, closed>"
         access = "read-only" if self.readonly else "read-write"
         return f"<Segment {self.name!r} id={self.id} key={self.key:#x} {self.size_bytes} bytes {access}>"
+
+
+def _sync_and_close(fd: int) -> None:
+    try:
+        backing_file.sync(fd)
+    finally:
+        os.close(fd)
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

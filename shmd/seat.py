@@ -141,6 +141,7 @@ class Seat:
             return
         self._hub.ignore_bells(self)
         self._bells, old = bells, self._bells
+        bells.inherit_file(old)
         self.use_bells()
         self._hub.heed_bells(self)
         old.close()

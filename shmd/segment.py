@@ -28,7 +28,7 @@ import secrets
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import sysv_ipc
 
@@ -37,6 +37,7 @@ from shmd.errors import ClosedError, SegmentExists
 from shmd.sysv import ID_MAX, SegmentStat, SystemLimits, check_range, list_segments, refusal, stat, system_limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -50,10 +51,13 @@ __all__ = [
     "list_segments",
     "remove",
     "set_permissions",
+    "share",
     "stat",
     "system_limits",
 ]
 
+Place: TypeAlias = tuple[object, int, bool]
+"""Where an attachment is of: (IPC namespace, id, read-only)."""
 KEY_MAX: Final = 2**31 - 1
 """A key is a C int; 0 is IPC_PRIVATE, and what sysv_ipc would make of more is another segment's key."""
 _SIZE_MAX: Final = 2**63 - 1
@@ -62,14 +66,20 @@ _ATTACH_ATTEMPTS: Final = 3
 """An attach that failed, though the kernel says that it would work now, met a change under way: it is tried again."""
 
 
+class _Handle(Protocol):
+    """An attachment, as ``sysv_ipc`` has it."""
+
+    @property
+    def address(self) -> int: ...
+    def detach(self) -> object: ...
+
+
 class _Attachment:
     """One shmat() of this process, shared by every ``Segment`` on it."""
 
     __slots__ = ("handle", "key", "place", "shares", "size_bytes")
 
-    def __init__(
-        self, place: tuple[int, int, bool], handle: sysv_ipc.SharedMemory, *, key: int, size_bytes: int
-    ) -> None:
+    def __init__(self, place: Place, handle: _Handle, *, key: int, size_bytes: int) -> None:
         self.place = place
         self.handle = handle
         self.key = key
@@ -84,7 +94,7 @@ class _Attachment:
             self.handle.detach()
 
 
-_attachments: dict[tuple[int, int, bool], _Attachment] = {}
+_attachments: dict[Place, _Attachment] = {}
 _lingering: list[tuple[_core.Mapping, _Attachment]] = []
 """Shares that were dropped under somebody's eyes; they are given back when nobody looks any more."""
 _lock = threading.RLock()
@@ -205,6 +215,16 @@ def attach(shmid: int, *, readonly: bool) -> Segment:
         return _share(attachment)
 
 
+def share(place: Place, attach: Callable[[], _Handle], size_bytes: int) -> Segment:
+    """The same for memory that is not System V's: what ``attach`` maps, or this process's mapping of it."""
+    with _lock:
+        _reap()
+        attachment = _attachments.get(place)
+        if attachment is None:
+            attachment = _attachments[place] = _Attachment(place, attach(), key=0, size_bytes=size_bytes)
+        return _share(attachment)
+
+
 def set_permissions(shmid: int, uid: int, gid: int, mode: int) -> None:
     """Give the segment this owner, group and mode (permission bits). For its owner and creator; needs no read bit.
 
@@ -261,7 +281,7 @@ def _create(size_bytes: int, mode: int, key: int) -> Segment:
     return segment
 
 
-def _attach(place: tuple[int, int, bool]) -> _Attachment:
+def _attach(place: Place) -> _Attachment:
     _, shmid, readonly = place
     handle = _shmat(shmid, readonly)
     try:

@@ -10,12 +10,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from shmd import failpoint, segment_store
-from shmd.errors import SegmentError
+import msgspec
+
+from shmd import failpoint, file_store, segment_store, semaphore_store
+from shmd.errors import SegmentError, SegmentNotFound
 from shmd.protocol import SegmentInfo
 from shmd.roster_layout import REMOVING, SegmentRow
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shmd.file_store import StoredFile
     from shmd.roster import Roster
     from shmd.segment_store import StoredSegment
 
@@ -31,7 +36,7 @@ def segment_row(info: SegmentInfo) -> SegmentRow:
         sem_key=info.sem_key,
         size_bytes=info.size_bytes,
         adopted=info.adopted,
-        file=False,
+        file=info.backing == "file",
         attached=info.lifetime == "attached",
         fifo=False,
         mode=info.mode,
@@ -68,9 +73,12 @@ def segment_info(row: SegmentRow) -> SegmentInfo:
     )
 
 
-def adopt_segments(roster: Roster, stored: dict[str, StoredSegment]) -> None:
+def adopt_segments(roster: Roster, stored: dict[str, StoredSegment | StoredFile], state_dir: Path) -> None:
     """Take back every raw segment that is still there, into ``stored``, and finish what was being removed."""
+    _adopt_files(roster, stored, state_dir)
     for row in sorted(roster.segments(), key=lambda row: row.name):
+        if row.file:
+            continue
         info = segment_info(row)
         if row.state == REMOVING:
             segment_store.remove_segment(info)
@@ -84,3 +92,53 @@ def adopt_segments(roster: Roster, stored: dict[str, StoredSegment]) -> None:
             segment_store.remove_segment(info)  # what may be left beside it
             roster.forget_segment(row.segment_id)
         failpoint.reach("segment-adopted")
+
+
+def _adopt_files(roster: Roster, stored: dict[str, StoredSegment | StoredFile], state_dir: Path) -> None:
+    """The state directory says which there are; the roster knows all of them, unless there was a reboot."""
+    rows = {row.segment_id: row for row in roster.segments() if row.file}
+    for described in file_store.find(state_dir):
+        row = rows.pop(described.segment_id, None)
+        try:
+            if row is None:
+                stored[described.name] = _adopt_file_anew(roster, described)
+            else:
+                info = msgspec.structs.replace(described, sem_id=row.sem_id, sem_key=row.sem_key)
+                _adopt_file(roster, stored, row, info)
+        except SegmentNotFound as error:
+            logger.error("segment %s is left alone: %s", described.name, error.message)
+        failpoint.reach("file-adopted")
+    for row in rows.values():
+        _forget_file(roster, row)
+
+
+def _adopt_file_anew(roster: Roster, info: SegmentInfo) -> StoredFile:
+    """Nobody uses it: no process lives that could."""
+    with roster.intent() as intent:
+        stored = file_store.restore(info)
+        try:
+            stored.info = file_store.with_semaphore(info, intent)
+            roster.note_segment(segment_row(stored.info))
+        except BaseException:
+            stored.close(remove=False)
+            raise
+    return stored
+
+
+def _adopt_file(
+    roster: Roster, stored: dict[str, StoredSegment | StoredFile], row: SegmentRow, info: SegmentInfo
+) -> None:
+    if row.state == REMOVING:
+        file_store.remove_file(info)
+        _forget_file(roster, row)
+        return
+    try:
+        stored[info.name] = file_store.restore(info)
+    except SegmentNotFound:
+        _forget_file(roster, row)
+        raise
+
+
+def _forget_file(roster: Roster, row: SegmentRow) -> None:
+    semaphore_store.remove(row.sem_id, row.sem_key)
+    roster.forget_segment(row.segment_id)

@@ -7,23 +7,25 @@ it sees; a look costs a system call of half a microsecond.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeAlias
 
-from shmd import protocol, segment_store, semaphore_store
+from shmd import file_store, limits, protocol, segment_store, semaphore_store
 from shmd.errors import RequestRefused, SegmentError, SegmentNotFound, ShmdError
 from shmd.registry import ChangeSegment, CreateSegment, DestroySegment, ReportSegment
 from shmd.segment_adoption import segment_row
 from shmd.units import format_size
 
 if TYPE_CHECKING:
-    import asyncio
     import threading
     from collections.abc import Callable
     from concurrent.futures import Executor
+    from pathlib import Path
 
+    from shmd.file_store import StoredFile
     from shmd.registry import Effect, Registry
     from shmd.roster import Roster
     from shmd.roster_writer import Intent
@@ -43,24 +45,35 @@ class SegmentKeeper:
         roster: Roster,
         perform: Callable[[list[Effect]], None],
         answer: Callable[[int, protocol.Reply], None],
+        state_dir: Path,
     ) -> None:
-        """``perform`` performs the registry's effects, ``answer`` sends a client its reply."""
+        """``perform`` performs the registry's effects, ``answer`` sends a client its reply. Files are made in
+        ``state_dir``.
+        """
+        self._state_dir = state_dir
+        self._syncing: asyncio.Task[None] | None = None
         self._registry = registry
         self._roster = roster
         self._feed = perform
         self._answer = answer
-        self._stored: dict[str, StoredSegment] = {}
+        self._stored: dict[str, StoredSegment | StoredFile] = {}
 
-    def adopt(self, stored: dict[str, StoredSegment]) -> None:
+    def adopt(self, stored: dict[str, StoredSegment | StoredFile]) -> None:
         """What an earlier daemon left."""
         self._stored = stored
+        self._keep_syncing()
 
-    def bells(self, name: str) -> tuple[int, ...]:
-        """Notify bell and lock bell."""
-        return self._stored[name].bells
+    def descriptors(self, name: str, message: protocol.Outbound) -> tuple[int, ...]:
+        """What goes with ``message``, which is a grant of the segment, or a resumed one."""
+        stored = self._stored[name]
+        if isinstance(message, protocol.SegmentGranted):
+            return stored.descriptors(readonly=message.readonly)
+        return stored.bells
 
     def close(self, *, remove: bool) -> None:
         """Give everything back; with ``remove`` the segments go, too, except adopted ones."""
+        if self._syncing is not None:
+            self._syncing.cancel()
         while self._stored:
             stored = self._stored.popitem()[1]
             info = stored.info
@@ -90,6 +103,27 @@ class SegmentKeeper:
             logger.info("segment %s now has uid %d, gid %d, mode %04o", name, found.uid, found.gid, found.mode)
             stored.seen(found.uid, found.gid, found.mode)
             self._feed(self._registry.segment_seen(name, found.uid, found.gid, found.mode))
+
+    # --- files ---
+
+    def _keep_syncing(self) -> None:
+        """As long as there is a file to be synced at intervals, and no longer: an idle daemon sleeps."""
+        if self._syncing is None and self._to_sync():
+            self._syncing = asyncio.create_task(self._sync_at_intervals())
+
+    def _to_sync(self) -> list[StoredFile]:
+        return [
+            stored
+            for stored in self._stored.values()
+            if isinstance(stored, file_store.StoredFile) and stored.info.sync == "interval"
+        ]
+
+    async def _sync_at_intervals(self) -> None:
+        while files := self._to_sync():
+            for stored in files:
+                await asyncio.to_thread(stored.sync)
+            await asyncio.sleep(limits.FILE_SYNC_INTERVAL_S)
+        self._syncing = None
 
     # --- effects ---
 
@@ -149,9 +183,12 @@ class SegmentKeeper:
             done = "adopted" if stored.info.adopted else "made"
             logger.info("segment %s of %s is %s", name, format_size(stored.info.size_bytes), done)
             self._stored[name] = stored
+            self._keep_syncing()
             self._feed(self._registry.segment_created(stored.info))
 
-    def _make(self, effect: CreateSegment, stop: threading.Event, intent: Intent, known_ids: set[int]) -> StoredSegment:
+    def _make(
+        self, effect: CreateSegment, stop: threading.Event, intent: Intent, known_ids: set[int]
+    ) -> StoredSegment | StoredFile:
         """For a worker thread."""
         name, settings, declared_by = effect.segment, effect.settings, effect.declared_by
         if settings.adopt and (stored := segment_store.adopt(name, settings, declared_by, known_ids, intent)):
@@ -161,6 +198,8 @@ class SegmentKeeper:
                 f"there is no segment {name!r}, and none with key {settings.key or 0:#x} to be adopted",
                 "create it first",
             )
+        if settings.backing == "file":
+            return file_store.create(name, settings, declared_by, self._state_dir, intent)
         return segment_store.create(name, settings, declared_by, stop, intent)
 
     def _known_ids(self) -> set[int]:
@@ -168,7 +207,7 @@ class SegmentKeeper:
         topics = {shmid for row in self._roster.topics() for shmid in (row.log_id, row.ctl_id)}
         return topics | {row.id for row in self._roster.segments()} | {self._roster.id}
 
-    def _note(self, stored: StoredSegment) -> None:
+    def _note(self, stored: StoredSegment | StoredFile) -> None:
         try:
             self._roster.note_segment(segment_row(stored.info))
         except ShmdError:

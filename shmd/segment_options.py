@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, get_args
 
 from shmd import protocol, units
 from shmd.errors import InvalidOption
-from shmd.protocol import Backing, Lifetime
+from shmd.protocol import Backing, Lifetime, Sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,10 +24,12 @@ def make_segment_options(
     ftok: tuple[str | os.PathLike[str], FtokId] | None,
     adopt: bool,
     backing: Backing | None,
+    sync: Sync | None,
     lifetime: Lifetime | None,
 ) -> protocol.SegmentOptions:
     """See ``Client.segment``. ``InvalidOption`` for what cannot be."""
     _check_word("backing", backing, get_args(Backing))
+    _check_word("sync", sync, get_args(Sync))
     _check_word("lifetime", lifetime, get_args(Lifetime))
     if mode is not None and not (type(mode) is int and 0 <= mode <= 0o777):
         raise InvalidOption(f"mode cannot be {mode!r}", "give permission bits like 0o640")
@@ -43,6 +45,7 @@ def make_segment_options(
         key=key,
         adopt=adopt,
         backing=backing,
+        sync=sync,
         lifetime=lifetime,
     )
 

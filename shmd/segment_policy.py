@@ -16,7 +16,7 @@ from shmd.policy import Ownership
 
 if TYPE_CHECKING:
     from shmd.policy import Credentials
-    from shmd.protocol import Backing, Lifetime, Notifier, SegmentInfo, SegmentOptions
+    from shmd.protocol import Backing, Lifetime, Notifier, SegmentInfo, SegmentOptions, Sync
 
 SIZE_MAX: Final = 2**63 - 1
 
@@ -35,6 +35,7 @@ class SegmentSettings:
     create: bool = True
     """False: only ever adopted."""
     backing: Backing = "memory"
+    sync: Sync = "none"
     lifetime: Lifetime = "os"
     notifier: Notifier = "eventfd"
 
@@ -48,6 +49,15 @@ def resolve(options: SegmentOptions, creator: Credentials, daemon: Credentials, 
     """What a new segment becomes that ``creator`` asks ``daemon`` for. ``InvalidOption``, ``SegmentInvalid``."""
     if options.adopt and options.key is None:
         raise InvalidOption("only a segment with a known key can be adopted", "give key= or ftok=")
+    if options.backing == "file" and (options.key is not None or options.lifetime == "attached"):
+        raise InvalidOption(
+            "a segment that is a file has no System V key, and stays until it is removed",
+            "leave out key= and lifetime=",
+        )
+    if options.backing != "file" and options.sync not in (None, "none"):
+        raise InvalidOption(
+            f"sync={options.sync!r} is for files: memory has no disk", 'leave it out, or backing="file"'
+        )
     if options.lifetime == "attached" and options.key is not None:
         raise InvalidOption(
             'a segment of lifetime "attached" has no key: nobody finds it by one', "leave out key=, or lifetime="
@@ -68,6 +78,7 @@ def resolve(options: SegmentOptions, creator: Credentials, daemon: Credentials, 
         adopt=options.adopt,
         create=create,
         backing=options.backing or "memory",
+        sync=options.sync or "none",
         lifetime=options.lifetime or "os",
         notifier=options.notifier or "eventfd",
     )
@@ -83,7 +94,7 @@ def check_match(options: SegmentOptions, info: SegmentInfo) -> None:
             f"segment {info.name!r} has {info.size_bytes} bytes, not {options.size_bytes}",
             "ask for no more, or leave size= out to take it as it is; a segment cannot grow",
         )
-    for option in ("mode", "key", "backing", "lifetime", "notifier"):
+    for option in ("mode", "key", "backing", "sync", "lifetime", "notifier"):
         want, have = getattr(options, option), getattr(info, option)
         if want is not None and want != have:
             raise SegmentMismatch(

@@ -53,6 +53,11 @@ class StoredSegment:
         """Notify bell and lock bell."""
         self._held = held
 
+    def descriptors(self, *, readonly: bool) -> tuple[int, ...]:
+        """What a grant comes with."""
+        del readonly
+        return self.bells
+
     def look(self) -> SegmentStat | None:
         """What the kernel knows of it now; None if it is gone, or marked for removal by somebody else."""
         return look(self.info)

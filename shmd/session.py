@@ -36,16 +36,18 @@ Answer: TypeAlias = tuple[protocol.Reply, list[int]]
 
 
 class Bells:
-    """A grant's two descriptors, in the order in which they come. ``close`` them once.
+    """A grant's descriptors, in the order in which they come. ``close`` them once.
 
-    Those of a topic are its record bell and its space bell, those of a segment its notify bell and its lock bell.
+    Those of a topic are its record bell and its space bell, those of a segment its notify bell and its lock bell, and
+    the file, if it is one: ``file_fd``, else -1.
     """
 
-    __slots__ = ("record_fd", "space_fd")
+    __slots__ = ("file_fd", "record_fd", "space_fd")
 
-    def __init__(self, record_fd: int, space_fd: int) -> None:
+    def __init__(self, record_fd: int, space_fd: int, file_fd: int = -1) -> None:
         self.record_fd = record_fd
         self.space_fd = space_fd
+        self.file_fd = file_fd
 
     @property
     def notify_fd(self) -> int:
@@ -55,9 +57,15 @@ class Bells:
     def lock_fd(self) -> int:
         return self.space_fd
 
+    def inherit_file(self, former: Bells) -> None:
+        """Take over the file of ``former``, if no other one came."""
+        if self.file_fd < 0:
+            self.file_fd, former.file_fd = former.file_fd, -1
+
     def close(self) -> None:
-        os.close(self.record_fd)
-        os.close(self.space_fd)
+        for fd in (self.record_fd, self.space_fd, self.file_fd):
+            if fd >= 0:
+                os.close(fd)
 
 
 class Events(Protocol):
@@ -113,7 +121,7 @@ class Session:
     ) -> tuple[G, Bells]:
         """The same for a request that is granted with bells. The caller closes them, and the handle."""
         reply, fds = await self._exchange(message, timeout_s)
-        if not isinstance(reply, reply_type) or len(fds) != limits.BELLS_PER_GRANT:
+        if not isinstance(reply, reply_type) or len(fds) != _descriptors_wanted(reply):
             _close_all(fds)
             raise self._broken(
                 f"a {type(reply).__name__} with {len(fds)} descriptors answers a {type(message).__name__}"
@@ -215,6 +223,11 @@ class Session:
     def _broken(self, what: str) -> ProtocolError:
         self.close()
         return ProtocolError(f"the daemon broke the protocol: {what}")
+
+
+def _descriptors_wanted(reply: object) -> int:
+    is_file = isinstance(reply, protocol.SegmentGranted) and reply.segment.backing == "file"
+    return limits.BELLS_PER_GRANT + is_file
 
 
 def _retrieve(answer: asyncio.Future[Answer]) -> None:

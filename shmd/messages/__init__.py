@@ -53,7 +53,7 @@ from shmd.messages.topics import (
     WaitSubscribers,
     Watch,
 )
-from shmd.messages.words import Backing, Lifetime, Notifier, WhenFull
+from shmd.messages.words import Backing, Lifetime, Notifier, Sync, WhenFull
 
 __all__ = [
     "Backing",
@@ -98,6 +98,7 @@ __all__ = [
     "Stop",
     "SubscriberGranted",
     "SubscriberStat",
+    "Sync",
     "TopicAdded",
     "TopicGone",
     "TopicInfo",

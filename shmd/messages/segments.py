@@ -19,6 +19,7 @@ from shmd.messages.words import (
     Notifier,
     RequestId,
     SegmentKey,
+    Sync,
     SystemVId,
     TopicName,
 )
@@ -35,6 +36,9 @@ class SegmentOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     adopt: bool = False
     """If a segment has this ``key`` that no daemon made: take that. For its owner, its creator and root."""
     backing: Backing | None = None
+    """`memory` (the default), or `file`: one in the daemon's state directory, which survives a reboot."""
+    sync: Sync | None = None
+    """Of a file: what a power failure may cost (``file_store``)."""
     lifetime: Lifetime | None = None
     """`os` (the default): stays until it is removed. `attached`: goes with its last user, and has no key."""
     notifier: Notifier | None = None
@@ -46,8 +50,9 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     name: TopicName
     segment_id: Id16
     id: SystemVId
+    """-1 for a file."""
     key: U32
-    """0 for one of lifetime `attached`."""
+    """0 for a file, and for one of lifetime `attached`."""
     sem_id: SystemVId = -1
     """Of the semaphore that goes with it; -1: none does."""
     sem_key: U32 = 0
@@ -63,6 +68,9 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """When shmd made it, or adopted it."""
     adopted: bool = False
     backing: Backing = "memory"
+    sync: Sync = "none"
+    path: Annotated[str, msgspec.Meta(max_length=2 * limits.STATE_DIR_BYTES_MAX)] = ""
+    """Of a file; empty for memory."""
     lifetime: Lifetime = "os"
     notifier: Notifier = "eventfd"
 
@@ -90,7 +98,8 @@ class SegmentCounters(msgspec.Struct, frozen=True, kw_only=True):
 class OpenSegment(Message, frozen=True, kw_only=True, tag="segment"):
     """Open the segment, having it made if there is none and ``create`` is set.
 
-    ``exclusive`` wants it not to exist before. Reply: ``SegmentGranted`` with two descriptors (notify bell, lock bell).
+    ``exclusive`` wants it not to exist before. Reply: ``SegmentGranted`` with two descriptors (notify bell, lock bell),
+    and a third one if the segment is a file: that, opened as was asked for.
     """
 
     id: RequestId

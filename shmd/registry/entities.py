@@ -44,6 +44,7 @@ class Quotas:
     topics: int = limits.TOPICS_MAX
     segments: int = limits.SEGMENTS_MAX
     total_bytes: int = limits.TOTAL_BYTES_DEFAULT
+    file_bytes: int = limits.FILE_BYTES_DEFAULT
     subscribers_per_topic: int = limits.SUBSCRIBERS_PER_TOPIC_MAX
     handles_per_client: int = limits.HANDLES_PER_CLIENT_MAX
     requests_per_client: int = limits.REQUESTS_PER_CLIENT_MAX

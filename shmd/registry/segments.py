@@ -36,8 +36,8 @@ class Segment:
 
     @property
     def charge_bytes(self) -> int:
-        """What it takes of the daemon's bytes; an adopted one was somebody else's doing."""
-        return 0 if self.info.adopted else self.info.size_bytes
+        """What it takes of the daemon's bytes of memory; an adopted one was somebody else's doing."""
+        return 0 if self.info.adopted or self.info.backing == "file" else self.info.size_bytes
 
 
 class Segments:
@@ -59,7 +59,12 @@ def open_segment(state: State, client: Client, message: protocol.OpenSegment) ->
     state.check_participant_quota()
     enter(state, segment, message.id, SegmentUse(message.segment, client))
     state.note(client, message.id, segment.info.segment_id, "segment")
-    granted = protocol.SegmentGranted(id=message.id, segment=segment.info, readonly=message.readonly)
+    granted = protocol.SegmentGranted(
+        id=message.id,
+        segment=segment.info,
+        readonly=message.readonly,
+        fds=limits.BELLS_PER_GRANT + (segment.info.backing == "file"),
+    )
     state.send(client, granted, segment=message.segment)
 
 
@@ -78,7 +83,7 @@ def _ensure(state: State, client: Client, message: protocol.OpenSegment) -> Segm
     settings = segment_policy.resolve(options, client.credentials, daemon, create=message.create)
     ownership = policy.Ownership(settings.uid, settings.gid, settings.mode, daemon.uid, daemon.gid)
     policy.check_creator(client.credentials, ownership, _wanted(message), "segment")
-    quotas.check_segment(state, settings.size_bytes)
+    quotas.check_segment(state, settings)
     creation = Creation(name, settings, (client.number, message.id), client.credentials.uid)
     segments.creations[name] = creation
     # Once it is made, it is there for the one who had it made, too, who wanted to be the first, and is.
@@ -100,7 +105,7 @@ def list_segments(state: State, client: Client, message: protocol.ListSegments) 
         and policy.may(client.credentials, segment_policy.ownership(segment.info), policy.READ)
     ]
     rest = [info for info in infos if info.name > message.after]
-    page = tuple(rest[: limits.PAGE_ENTRIES_MAX])
+    page = tuple(rest[: limits.PAGE_SEGMENTS_MAX])
     following = page[-1].name if len(rest) > len(page) else None
     state.send(client, protocol.SegmentList(id=message.id, segments=page, next=following))
 
