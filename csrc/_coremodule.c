@@ -366,13 +366,14 @@ static PyObject *Log_stat(PyObject *op, PyObject *unused) {
 }
 
 static PyObject *Log_slot_grant(PyObject *op, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"slot", "incarnation", "tethered", NULL};
+    static char *names[] = {"slot", "incarnation", "live", "tethered", NULL};
     Log *self = log_check(op);
     unsigned int slot, incarnation;
-    int tethered;
-    if (self == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "II$p:slot_grant", names, &slot, &incarnation, &tethered))
+    int live, tethered;
+    if (self == NULL ||
+        !PyArg_ParseTupleAndKeywords(args, kwargs, "II$pp:slot_grant", names, &slot, &incarnation, &live, &tethered))
         return NULL;
-    int result = shmd_slot_grant(&self->log, slot, incarnation, tethered);
+    int result = shmd_slot_grant(&self->log, slot, incarnation, live, tethered);
     if (result != 0)
         return raise_result(result, self, 0);
     Py_RETURN_NONE;
@@ -393,6 +394,35 @@ static PyObject *Log_slot_untether(PyObject *op, PyObject *args) {
     if (self == NULL || !PyArg_ParseTuple(args, "II:slot_untether", &slot, &incarnation))
         return NULL;
     return PyBool_FromLong(shmd_slot_untether(&self->log, slot, incarnation));
+}
+
+static PyObject *Log_slot_bury(PyObject *op, PyObject *args) {
+    Log *self = log_check(op);
+    unsigned int slot, incarnation;
+    if (self == NULL || !PyArg_ParseTuple(args, "II:slot_bury", &slot, &incarnation))
+        return NULL;
+    return PyBool_FromLong(shmd_slot_bury(&self->log, slot, incarnation));
+}
+
+static PyObject *Log_next_live(PyObject *op, PyObject *arg) {
+    Log *self = log_check(op);
+    unsigned long from = PyLong_AsUnsignedLong(arg);
+    uint32_t incarnation;
+    if (self == NULL || PyErr_Occurred())
+        return NULL;
+    uint32_t slot = from < UINT32_MAX ? (uint32_t)from : UINT32_MAX;
+    if (shmd_next_live(&self->log, &slot, &incarnation) != SHMD_OK)
+        Py_RETURN_NONE;
+    return Py_BuildValue("II", slot, incarnation);
+}
+
+static PyObject *Log_has_subscribers(PyObject *op, PyObject *unused) {
+    Log *self = log_check(op);
+    uint32_t slot = 0, incarnation;
+    (void)unused;
+    if (self == NULL)
+        return NULL;
+    return PyBool_FromLong(shmd_next_live(&self->log, &slot, &incarnation) == SHMD_OK);
 }
 
 static PyObject *Log_slowest(PyObject *op, PyObject *unused) {
@@ -485,6 +515,9 @@ static PyMethodDef Log_methods[] = {
     {"slot_grant", (PyCFunction)(void (*)(void))Log_slot_grant, METH_VARARGS | METH_KEYWORDS, "Daemon: give a slot away."},
     {"slot_release", Log_slot_release, METH_VARARGS, "Daemon: take a slot back."},
     {"slot_untether", Log_slot_untether, METH_VARARGS, "Take the tether away, if this incarnation has one."},
+    {"slot_bury", Log_slot_bury, METH_VARARGS, "Count this incarnation, proven dead, as no subscriber any more."},
+    {"next_live", Log_next_live, METH_O, "(slot, incarnation) of the first subscriber from this slot on, or None."},
+    {"has_subscribers", Log_has_subscribers, METH_NOARGS, "Whether any subscriber has joined."},
     {"slowest", Log_slowest, METH_NOARGS, "(slot, incarnation) of the slowest tethered cursor, or None."},
     {"declare_owner_dead", Log_declare_owner_dead, METH_O, "Mark the lock as its owner's death would, if TID holds it."},
     {"slot_stat", Log_slot_stat, METH_O, "(incarnation, live, tethered, lag_bytes, lost)."},

@@ -29,11 +29,11 @@ int shmd_ctl_format(void *ctl, size_t ctl_bytes, uint32_t slot_count, const uint
     return 0;
 }
 
-int shmd_slot_grant(const struct shmd_log *log, uint32_t slot, uint32_t incarnation, bool tethered) {
+int shmd_slot_grant(const struct shmd_log *log, uint32_t slot, uint32_t incarnation, bool live, bool tethered) {
     if (log->ctl == NULL || slot >= log->slot_count || incarnation == 0 || incarnation > SHMD_INCARNATION_MAX)
         return -EINVAL;
-    tethered = tethered && (log->flags & SHMD_FLAG_WAIT);
-    uint64_t flags = tethered ? SHMD_WORD_LIVE | SHMD_WORD_TETHERED : 0;
+    tethered = live && tethered && (log->flags & SHMD_FLAG_WAIT);
+    uint64_t flags = (live ? SHMD_WORD_LIVE : 0) | (tethered ? SHMD_WORD_TETHERED : 0);
     store_relaxed(&log->slots[slot].lost, 0);
     store_seq(&log->slots[slot].word, shmd_word(incarnation, flags, 0)); /* SYNC: pairs with shmd_slowest_cursor */
     uint32_t high = load_relaxed(&log->ctl->slot_high);
@@ -77,16 +77,36 @@ uint64_t shmd_slowest_cursor(const struct shmd_log *log, uint64_t head, uint64_t
     return slowest;
 }
 
-bool shmd_slot_untether(const struct shmd_log *log, uint32_t slot, uint32_t incarnation) {
+/* Clear these flags of the slot's word, if this incarnation has any of them. Whether it had. */
+static bool clear_flags(const struct shmd_log *log, uint32_t slot, uint32_t incarnation, uint64_t flags) {
     if (log->ctl == NULL || slot >= log->slot_count)
         return false;
     uint64_t word = load_relaxed(&log->slots[slot].word);
-    while (shmd_word_incarnation(word) == incarnation && (word & SHMD_WORD_TETHERED)) {
+    while (shmd_word_incarnation(word) == incarnation && (word & flags)) {
         /* SYNC: pairs with the holder's own compare-and-swaps: whoever comes second fails, and looks */
-        if (cas_seq(&log->slots[slot].word, &word, word & ~SHMD_WORD_TETHERED))
+        if (cas_seq(&log->slots[slot].word, &word, word & ~flags))
             return true;
     }
     return false;
+}
+
+bool shmd_slot_untether(const struct shmd_log *log, uint32_t slot, uint32_t incarnation) {
+    return clear_flags(log, slot, incarnation, SHMD_WORD_TETHERED);
+}
+
+bool shmd_slot_bury(const struct shmd_log *log, uint32_t slot, uint32_t incarnation) {
+    return clear_flags(log, slot, incarnation, SHMD_WORD_LIVE | SHMD_WORD_TETHERED);
+}
+
+int shmd_next_live(const struct shmd_log *log, uint32_t *slotp, uint32_t *incarnationp) {
+    for (uint32_t used = log->ctl == NULL ? 0 : used_slots(log); *slotp < used; ++*slotp) {
+        uint64_t word = load_relaxed(&log->slots[*slotp].word);
+        if (!(word & SHMD_WORD_LIVE))
+            continue;
+        *incarnationp = shmd_word_incarnation(word);
+        return SHMD_OK;
+    }
+    return SHMD_EMPTY;
 }
 
 int shmd_slowest_slot(const struct shmd_log *log, uint32_t *slotp, uint32_t *incarnationp) {

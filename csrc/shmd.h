@@ -98,14 +98,19 @@ int shmd_newest(const struct shmd_log *log, uint8_t **bufferp, size_t *buffer_by
 
 size_t shmd_ctl_bytes(uint32_t slot_count);
 int shmd_ctl_format(void *ctl, size_t ctl_bytes, uint32_t slot_count, const uint8_t topic_id[16]);
-/* The daemon's: give a slot away, take it back. */
-int shmd_slot_grant(const struct shmd_log *log, uint32_t slot, uint32_t incarnation, bool tethered);
+/* The daemon's: give a slot away, take it back. live: its holder counts as a subscriber from now on, standing at position
+ * 0, and tethered there if asked; else from its join. */
+int shmd_slot_grant(const struct shmd_log *log, uint32_t slot, uint32_t incarnation, bool live, bool tethered);
 void shmd_slot_release(const struct shmd_log *log, uint32_t slot, uint32_t incarnation);
 /* The slowest tethered cursor that is not below head, or tail if there is none. */
 uint64_t shmd_slowest_cursor(const struct shmd_log *log, uint64_t head, uint64_t tail);
 /* Take the tether away, if this incarnation has one: by the daemon, or by a full publisher with a proof of death. The
  * holder keeps its slot and finds out at its next cursor store. Ring the space bell afterwards. */
 bool shmd_slot_untether(const struct shmd_log *log, uint32_t slot, uint32_t incarnation);
+/* The same with a proof of death: the holder is no subscriber any more. The slot stays its own until the daemon has it. */
+bool shmd_slot_bury(const struct shmd_log *log, uint32_t slot, uint32_t incarnation);
+/* The first slot from *slotp on that a subscriber has joined, which *slotp then is; SHMD_EMPTY if there is none. */
+int shmd_next_live(const struct shmd_log *log, uint32_t *slotp, uint32_t *incarnationp);
 /* The slot of the slowest tethered cursor; SHMD_EMPTY if there is none. */
 int shmd_slowest_slot(const struct shmd_log *log, uint32_t *slotp, uint32_t *incarnationp);
 /* Wake all sleepers of an eventfd that was made with value 1 (write 0: never blocks, never overflows). */

@@ -125,13 +125,21 @@ class Log:
         """head, tail, first_seq, last_seq, last_time_ns, published, published_bytes, lock_owner_tid, takeovers."""
     def newest(self, decode: Callable[[bytes], T], explain: Explain | None = None) -> Record[T] | None:
         """The newest record, or None. Tries again if overtaken, a bounded number of times."""
-    def slot_grant(self, slot: int, incarnation: int, *, tethered: bool) -> None:
-        """Daemon: give the slot to a new subscriber, its cursor (tethered or not) at position 0."""
+    def slot_grant(self, slot: int, incarnation: int, *, live: bool, tethered: bool) -> None:
+        """Daemon: give the slot to a new subscriber. ``live``: it counts as one at once, its cursor (tethered or not)
+        at position 0; else from its ``join`` on."""
     def slot_release(self, slot: int, incarnation: int) -> None:
         """Daemon: take the slot back, if ``incarnation`` still holds it, and its tether with it."""
     def slot_untether(self, slot: int, incarnation: int) -> bool:
         """Take the tether away from this incarnation, if it has one: it keeps its slot, and holds nobody any more. Ring
         the space bell afterwards."""
+    def slot_bury(self, slot: int, incarnation: int) -> bool:
+        """With a proof of death: the holder counts as no subscriber any more, and has no tether. Its slot stays taken
+        until the daemon has it back."""
+    def next_live(self, slot: int) -> tuple[int, int] | None:
+        """(slot, incarnation) of the first slot from ``slot`` on that a subscriber has joined, if there is one."""
+    def has_subscribers(self) -> bool:
+        """Whether any subscriber has joined. A few loads."""
     def slowest(self) -> tuple[int, int] | None:
         """(slot, incarnation) of the slowest tethered cursor, if there is one."""
     def declare_owner_dead(self, tid: int) -> bool:

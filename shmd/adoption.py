@@ -171,7 +171,7 @@ def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate) -> None:
         roster.quarantine(row.topic_id)
     else:
         estate.stored[row.name] = stored
-        estate.topics.append(AdoptedTopic(stored.info, row.declared_by, row.incarnation_max))
+        estate.topics.append(AdoptedTopic(stored.info, row.declared_by, row.incarnation_max, stored.has_records()))
 
 
 def _named(row: TopicRow) -> tuple[str, int, int]:

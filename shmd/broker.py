@@ -268,10 +268,10 @@ class Broker:
 
     def _change_seats(self, effect: Effect) -> None:
         match effect:
-            case GrantSlot(topic, slot, incarnation, tethered):
+            case GrantSlot(topic, slot, incarnation, live, tethered):
                 stored = self._topics[topic]
                 self._roster.raise_incarnation(stored.info.topic_id, incarnation)
-                stored.log.slot_grant(slot, incarnation, tethered=tethered)
+                stored.log.slot_grant(slot, incarnation, live=live, tethered=tethered)
                 failpoint.reach("slot-granted")
             case ReleaseSlot(topic, slot, incarnation):
                 self._topics[topic].log.slot_release(slot, incarnation)

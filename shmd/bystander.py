@@ -45,7 +45,15 @@ class Bystander:
         if self._roster is None or slowest is None or not self._roster.proves_dead(topic_id, *slowest):
             return False
         logger.warning("topic %r: the subscriber in slot %d is dead, and no longer waited for", log.name, slowest[0])
-        return log.slot_untether(*slowest)
+        return log.slot_bury(*slowest)
+
+    def bury_dead(self, log: _core.Log, topic_id: bytes) -> None:
+        """Have subscribers whose process is proven dead count as none. Costs a look at the roster for each there is."""
+        roster, live = self._roster, log.next_live(0)
+        while roster is not None and live is not None:
+            if roster.proves_dead(topic_id, *live) and log.slot_bury(*live):
+                logger.warning("topic %r: the subscriber in slot %d is dead, and counts no more", log.name, live[0])
+            live = log.next_live(live[0] + 1)
 
     def close(self) -> None:
         """Detach. Twice is fine."""

@@ -137,7 +137,7 @@ class Client(ClientSegments):
         self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
         exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
         idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ...,
-        type: type[T], codec: CodecName = ...,
+        type: type[T], codec: CodecName = ..., require_subscribers: bool = ...,
     ) -> Opener[Publisher[T]]: ...  # fmt: skip
 
     @overload
@@ -145,7 +145,7 @@ class Client(ClientSegments):
         self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
         exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
         idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ...,
-        type: None = ..., codec: CodecName = ...,
+        type: None = ..., codec: CodecName = ..., require_subscribers: bool = ...,
     ) -> Opener[Publisher[Any]]: ...  # fmt: skip
 
     def publisher(
@@ -161,14 +161,21 @@ class Client(ClientSegments):
         stall_timeout: float | str | None = None,
         type: Any = None,
         codec: CodecName = "msgpack",
+        require_subscribers: bool = False,
     ) -> Opener[Publisher[Any]]:
         """Declare ``topic`` (see ``topic`` for its options) and open it for publishing.
 
         ``codec`` is ``"msgpack"`` or ``"raw"`` (bytes); ``type`` a ``msgspec.Struct`` class whose instances are
         published. Raises as ``topic`` does, and ``TopicBusy`` where an exclusive topic has a publisher.
+
+        ``require_subscribers`` makes it a pipe's writing end: while no subscriber has joined the topic, and as soon as
+        the last has left or died, publishing raises ``NoSubscribers``, and nothing is published. To begin, await
+        ``wait_for_subscribers``. Each publish then looks at the subscribers' slots, in nanoseconds; one that was not
+        told to close is found dead by the daemon, or, while that is away, by the publisher itself.
         """
         options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout)
-        return Opener(self._open_publisher(topic, make_codec(codec, type), options))
+        opening = self._open_publisher(topic, make_codec(codec, type), options, require_subscribers=require_subscribers)
+        return Opener(opening)
 
     @overload
     def subscribe(
@@ -180,12 +187,13 @@ class Client(ClientSegments):
         type: type[T],
         codec: CodecName = ...,
         spin: float = ...,
+        until_closed: bool = ...,
     ) -> Opener[Subscription[T]]: ...
 
     @overload
     def subscribe(
         self, topic: str, *, start: Start = ..., tethered: bool = ..., type: None = ..., codec: CodecName = ...,
-        spin: float = ...,
+        spin: float = ..., until_closed: bool = ...,
     ) -> Opener[Subscription[Any]]: ...  # fmt: skip
 
     def subscribe(
@@ -197,6 +205,7 @@ class Client(ClientSegments):
         type: Any = None,
         codec: CodecName = "msgpack",
         spin: float = 0.0,
+        until_closed: bool = False,
     ) -> Opener[Subscription[Any]]:
         """Subscribe to a topic, or to all that match a pattern (``*`` one token, ``>`` the rest).
 
@@ -206,13 +215,33 @@ class Client(ClientSegments):
         ``spin`` is for how many seconds a read looks again on every turn of the loop before it sleeps: latency for
         CPU.
 
+        ``until_closed`` reads the topic like a pipe: once it has had a publisher, and all its publishers have closed or
+        are proven dead, and all that they published was read, ``async for`` ends and the other reads raise
+        ``TopicClosed``. A topic without a publisher is waited for. With ``"new"`` only publishers count that are there
+        when this returns, or come later; otherwise also those that came and went before, so that ``"all"`` reads what
+        they left and ends. (If they left nothing, only the daemon of that time knew of them.) Whoever is merely cut off
+        from the daemon has not gone; while the daemon is away nobody is told that anybody has. For a name, not a
+        pattern (``InvalidOption``).
+
         Raises ``InvalidName``, ``InvalidOption``, ``PermissionDenied``, ``LimitExceeded``, ``Disconnected``. With a
         pattern, topics that may not be read are left out.
         """
         if not 0 <= spin < float("inf"):
             raise InvalidOption(f"spin cannot be {spin} seconds", "0 to never spin, else a small number like 0.001")
         names.check_pattern(topic)
-        opening = self._open_subscription(topic, parse_start(start), make_codec(codec, type), tethered, spin)
+        if until_closed and names.is_pattern(topic):
+            raise InvalidOption(
+                f"a subscription to the pattern {topic!r} cannot end with the publishers: topics may always come",
+                "subscribe to each topic by its name",
+            )
+        opening = self._open_subscription(
+            topic,
+            parse_start(start),
+            make_codec(codec, type),
+            tethered=tethered,
+            until_closed=until_closed,
+            spin_s=spin,
+        )
         return Opener(opening)
 
     @overload
@@ -285,20 +314,22 @@ class Client(ClientSegments):
         """
         await self._hub.close()
 
-    async def _open_publisher(self, topic: str, codec: Codec, options: protocol.TopicOptions) -> Publisher[Any]:
+    async def _open_publisher(
+        self, topic: str, codec: Codec, options: protocol.TopicOptions, *, require_subscribers: bool
+    ) -> Publisher[Any]:
         hub = self._hub
         message = protocol.OpenPublisher(id=self._next_id(), topic=names.check_topic(topic), options=options)
         granted, bells = await hub.link.open(message, protocol.PublisherGranted)
         with hub.taking(granted, bells):
-            seat = PublisherSeat(hub, granted, bells)
+            seat = PublisherSeat(hub, granted, bells, require_subscribers=require_subscribers)
         return Publisher(hub, seat, codec)
 
     async def _open_subscription(
-        self, pattern: str, seek: Seek, codec: Codec, tethered: bool, spin_s: float
+        self, pattern: str, seek: Seek, codec: Codec, *, tethered: bool, until_closed: bool, spin_s: float
     ) -> Subscription[Any]:
         self._hub.check_open()
         subscription: Subscription[Any] = Subscription(
-            self._hub, pattern, seek, codec, tethered=tethered, spin_s=spin_s
+            self._hub, pattern, seek, codec, tethered=tethered, until_closed=until_closed, spin_s=spin_s
         )
         try:
             await subscription.open()

@@ -28,6 +28,8 @@
     ├── DaemonUnavailable         nobody listens there
     ├── Disconnected              the daemon went away while a request was under way
     ├── TopicRemoved              somebody removed the topic under a participant
+    ├── TopicClosed               nobody's: all publishers have gone, and all was read (``until_closed``)
+    ├── NoSubscribers             nobody's: no subscriber is there, so nothing was published (``require_subscribers``)
     ├── ProtocolError             the peer broke the control protocol
     ├── CorruptTopic              shared memory holds what no publisher writes
     ├── CellMismatch              a segment holds something else there than this cell
@@ -189,6 +191,18 @@ class Disconnected(ShmdError):
 
 class TopicRemoved(ShmdError):
     code = "topic-removed"
+
+
+class TopicClosed(ShmdError):
+    """A pipe's end of file: the publishers have gone, and what they published was read."""
+
+    code = "topic-closed"
+
+
+class NoSubscribers(ShmdError):
+    """A pipe's EPIPE: nobody is there to read. Nothing was published."""
+
+    code = "no-subscribers"
 
 
 class ProtocolError(ShmdError):

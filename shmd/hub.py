@@ -227,6 +227,11 @@ class Hub:
             if seat.info.segment_id == event.segment_id:
                 seat.gone()
 
+    def publishers_gone(self, event: protocol.PublishersGone) -> None:
+        for seat in self._seats.get(event.topic, ()):
+            if seat.handle == event.handle:
+                seat.publishers_gone()
+
     # --- the daemon goes and comes ---
 
     def link_lost(self, reason: Exception | None) -> None:

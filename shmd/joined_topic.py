@@ -13,9 +13,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from shmd import _core, limits, protocol
-from shmd.errors import ClosedError
+from shmd.errors import ClosedError, TopicClosed, TopicRemoved
 from shmd.seat import Sleeper, TopicSeat
-from shmd.start import seek_first
+from shmd.start import is_past, seek_first
 
 if TYPE_CHECKING:
     from shmd.codec import Codec
@@ -40,7 +40,10 @@ class Wakeful:
 class JoinedTopic(TopicSeat):
     """A subscriber's seat. Neither hot nor asleep until ``join`` is through."""
 
-    __slots__ = ("_codec", "_from_start", "_grant", "_joined", "_shared", "_tethered", "asleep", "cursor", "failure")
+    __slots__ = (
+        *("_codec", "_from_start", "_grant", "_joined", "_joined_at", "_past", "_shared", "_tethered"),
+        *("_until_closed", "asleep", "closed", "cursor", "failure"),
+    )
 
     def __init__(
         self,
@@ -51,13 +54,16 @@ class JoinedTopic(TopicSeat):
         codec: Codec,
         *,
         tethered: bool,
+        until_closed: bool,
     ) -> None:
         self._grant = granted
         self._from_start = granted.from_start
         self._shared = shared
         self._codec = codec
         self._tethered = tethered and granted.topic.when_full == "wait"
-        self._joined = False
+        self._until_closed = until_closed
+        self._joined = self._past = self.closed = False
+        self._joined_at = 0
         self.asleep = False
         self.failure: ShmdError | None = None
         super().__init__(hub, granted, bells, "subscriber")
@@ -66,6 +72,13 @@ class JoinedTopic(TopicSeat):
     def tethered(self) -> bool:
         """Whether publishers wait for us, if they wait for anybody."""
         return self.info.when_full != "wait" or (self._tethered and self._has_tether())
+
+    @property
+    def end(self) -> ShmdError:
+        """Why nothing comes after the log's last record, if it is ``removed`` or ``closed``."""
+        if self.removed:
+            return self.failure or TopicRemoved(f"topic {self.info.name!r} was removed")
+        return TopicClosed(f"all publishers of topic {self.info.name!r} have gone, and all was read")
 
     def enter(self) -> None:
         self.cursor = self._make_cursor(self._grant, self._bells)
@@ -83,8 +96,13 @@ class JoinedTopic(TopicSeat):
             self._joined = seek(self.cursor) and self.cursor.join()
             if not self._joined:
                 await asyncio.sleep(0)
+        self._past = is_past(seek)
+        self._joined_at = self.cursor.position
         if not self._from_start:
             await self._tell_joined()
+        if self._until_closed:
+            link = self._hub.link
+            await link.request(self._watch_publishers(link.next_id()), protocol.Done)
         self._shared.hot.append(self)
         self._shared.sleeper.wake()
 
@@ -112,6 +130,7 @@ class JoinedTopic(TopicSeat):
     async def resume(self, session: Session) -> None:
         await super().resume(session)
         await self._tether_again()
+        await self._watch_publishers_again(session)
 
     async def reopen(self, session: Session) -> None:
         """Another slot, and its cursor right where ours stands: no gap, and nothing twice."""
@@ -141,6 +160,7 @@ class JoinedTopic(TopicSeat):
         if self._joined:
             joined = protocol.Joined(id=session.next_id(), handle=self.handle)
             await session.request(joined, protocol.Done)
+        await self._watch_publishers_again(session)
 
     def fail(self, error: ShmdError) -> None:
         self.failure = error
@@ -153,6 +173,11 @@ class JoinedTopic(TopicSeat):
             logger.warning(
                 "the subscription to %r held publishers back for too long: they no longer wait for it", self.info.name
             )
+
+    def publishers_gone(self) -> None:
+        """The daemon says so: what they published is in the log by now."""
+        self.closed = True
+        self.ring()
 
     async def _tether_again(self) -> None:
         """The tether was taken from us because we were away. What was discarded since then counts as lost."""
@@ -194,3 +219,13 @@ class JoinedTopic(TopicSeat):
         """Whoever waits for subscribers may publish from now on, and we miss nothing of it."""
         link = self._hub.link
         await link.request(protocol.Joined(id=link.next_id(), handle=self.handle), protocol.Done)
+
+    def _watch_publishers(self, request_id: int) -> protocol.WatchPublishers:
+        """A publisher whose records we have seen may be gone by now, and the daemon that knew it, too."""
+        seen = self.cursor.position != self._joined_at or self.cursor.available
+        return protocol.WatchPublishers(id=request_id, handle=self.handle, past=self._past or seen)
+
+    async def _watch_publishers_again(self, session: Session) -> None:
+        """What we asked for ended with the connection."""
+        if self._until_closed and self._joined and not self.released:
+            await session.request(self._watch_publishers(session.next_id()), protocol.Done)

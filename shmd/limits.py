@@ -146,5 +146,9 @@ ACCEPT_PAUSE_S: Final = 0.1
 """Pause after accept() failed for want of descriptors or memory: overload is not a crash."""
 PREFAULT_CHUNK_BYTES: Final = 16 * MIB
 """Pre-faulting goes in steps of this size, so that a stop request is heard in between."""
+MEMORY_SPARED_BYTES: Final = 8 * MIB
+"""What pre-faulting leaves of the memory that the daemon may take: for its clients and messages until the next look."""
+MEMORY_CLAIM_MIN_BYTES: Final = 1 * MIB
+"""Less than this is touched without another look: what all threads do so at a time fits into what is spared."""
 KEY_ATTEMPTS_MAX: Final = 64
 """Random System V keys tried before giving up; two in a row taken is already a one in a million event."""

@@ -52,6 +52,7 @@ class Owner(Protocol):
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
     def untethered(self, event: protocol.Untethered) -> None: ...
     def segment_gone(self, event: protocol.SegmentGone) -> None: ...
+    def publishers_gone(self, event: protocol.PublishersGone) -> None: ...
 
     def link_lost(self, reason: Exception | None) -> None:
         """The daemon went away."""
@@ -219,6 +220,9 @@ class Link:
 
     def segment_gone(self, event: protocol.SegmentGone) -> None:
         self._owner.segment_gone(event)
+
+    def publishers_gone(self, event: protocol.PublishersGone) -> None:
+        self._owner.publishers_gone(event)
 
     def disconnected(self, session: Session, reason: Exception | None) -> None:
         # One that is lost while it is still being made concerns only whoever makes it.

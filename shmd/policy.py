@@ -126,6 +126,12 @@ def round_size(size_bytes: int) -> int:
     return max(limits.TOPIC_SIZE_BYTES_MIN, 1 << (size_bytes - 1).bit_length())
 
 
+def largest_capacity(room_bytes: int) -> int:
+    """The largest capacity of a topic whose ring may take so many bytes; 0 if there is none."""
+    fits = min(limits.TOPIC_SIZE_BYTES_MAX, 1 << max(0, room_bytes).bit_length() >> 1)
+    return fits if fits >= limits.TOPIC_SIZE_BYTES_MIN else 0
+
+
 def resolve(options: TopicOptions, creator: Credentials, daemon: Credentials) -> TopicSettings:
     """What a new topic becomes that ``creator`` asks ``daemon`` for. ``InvalidOption``, ``LimitExceeded``.
 

@@ -15,7 +15,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from shmd import _core, limits, protocol
-from shmd.errors import ClosedError, InvalidOption, TopicFull, TopicLocked, TopicRemoved, UsageError
+from shmd.errors import ClosedError, InvalidOption, NoSubscribers, TopicFull, TopicLocked, TopicRemoved, UsageError
 from shmd.hub import forked_error, give_back_dropped
 from shmd.patience import Patience
 from shmd.seat import Sleeper, TopicSeat
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from shmd.hub import Hub
     from shmd.session import Bells, Session
 
+A = TypeVar("A")
+R = TypeVar("R")
 T = TypeVar("T")
 
 _TURN_PARTS: Final = 2
@@ -40,14 +42,30 @@ _TURN_PARTS: Final = 2
 
 
 class PublisherSeat(TopicSeat):
-    """The publisher's end of the log. ``append`` and ``append_many`` raise ``error`` instead, once there is one."""
+    """The publisher's end of the log. ``append``, ``append_many`` and ``reserve`` raise ``error`` instead, once there
+    is one, and ``NoSubscribers``, where they are required and there are none.
+    """
 
-    __slots__ = ("append", "append_many", "appender", "error", "number", "sleeper")
+    __slots__ = (
+        "_burial_at",
+        "_required",
+        "append",
+        "append_many",
+        "appender",
+        "error",
+        "number",
+        "reserve",
+        "sleeper",
+    )
 
-    def __init__(self, hub: Hub, granted: protocol.PublisherGranted, bells: Bells) -> None:
+    def __init__(
+        self, hub: Hub, granted: protocol.PublisherGranted, bells: Bells, *, require_subscribers: bool
+    ) -> None:
         self.number = granted.publisher
         self.sleeper = Sleeper()
         self.error: ShmdError | None = None
+        self._required = require_subscribers
+        self._burial_at = 0.0
         super().__init__(hub, granted, bells, "publisher")
 
     def enter(self) -> None:
@@ -58,8 +76,9 @@ class PublisherSeat(TopicSeat):
             yield_records=limits.YIELD_RECORDS // _TURN_PARTS,
             yield_s=limits.YIELD_S / _TURN_PARTS,
         )
-        self.append: Callable[[Buffer], int] = self.appender.append
-        self.append_many: Callable[[list[Buffer]], int] = self.appender.append_many
+        self.append: Callable[[Buffer], int] = self._requiring(self.appender.append)
+        self.append_many: Callable[[list[Buffer]], int] = self._requiring(self.appender.append_many)
+        self.reserve: Callable[[int], _core.Reservation | int] = self._requiring(self.appender.reserve)
 
     def ring(self) -> None:
         self.sleeper.wake()
@@ -111,10 +130,32 @@ class PublisherSeat(TopicSeat):
 
     def _end(self, error: ShmdError) -> None:
         self.error = error
-        self.append = self.append_many = self._refuse
+        self.append = self.append_many = self.reserve = self._refuse
 
     def _refuse(self, payload: object) -> int:
         raise copy(cast("ShmdError", self.error))
+
+    def _requiring(self, publish: Callable[[A], R]) -> Callable[[A], R]:
+        """``publish``, which first looks for subscribers if they are required: whoever need not look pays nothing."""
+        if not self._required:
+            return publish
+
+        def publish_to_somebody(what: A) -> R:
+            self._check_subscribers()
+            return publish(what)
+
+        return publish_to_somebody
+
+    def _check_subscribers(self) -> None:
+        hub, log = self._hub, self.log
+        if hub.away and hub.loop.time() >= self._burial_at:
+            self._burial_at = hub.loop.time() + limits.RECHECK_DISCONNECTED_MIN_S
+            hub.bystander.bury_dead(log, self.info.topic_id)
+        if not log.has_subscribers():
+            raise NoSubscribers(
+                f"nobody subscribes to topic {self.info.name!r}: nothing was published",
+                "await wait_for_subscribers() before, or publish without require_subscribers",
+            )
 
 
 class Publisher(Generic[T]):
@@ -161,7 +202,8 @@ class Publisher(Generic[T]):
         """Publish one record; its sequence number.
 
         On a `wait` topic waits for room. Raises ``EncodeError``, ``RecordTooLarge``, ``TopicRemoved``, ``ClosedError``,
-        ``CorruptTopic``. Cancelled, it has not published.
+        ``CorruptTopic``, and with ``require_subscribers``, also while it waits, ``NoSubscribers``. If it raises, or is
+        cancelled, it has not published.
         """
         try:
             payload = self._encode(value)
@@ -210,8 +252,8 @@ class Publisher(Generic[T]):
 
         The record becomes visible, as raw payload (whatever ``codec`` is), when the block ends; if it raises, never.
         Until then nothing else can be published here (``ConcurrentUse``). For exclusive topics only
-        (``InvalidOption``), where nobody else writes. Raises ``TopicFull``, ``RecordTooLarge``; ``UsageError`` if
-        views of the buffer outlive the block.
+        (``InvalidOption``), where nobody else writes. Raises ``TopicFull``, ``RecordTooLarge``, and ``NoSubscribers``
+        when the block begins; ``UsageError`` if views of the buffer outlive the block.
         """
         self._seat.check()
         if not self._seat.info.exclusive:
@@ -219,7 +261,7 @@ class Publisher(Generic[T]):
                 f"topic {self.topic!r} is not exclusive, so others may write where a reserved record would be",
                 "declare it with exclusive=True, or use publish()",
             )
-        reservation = self._appender.reserve(size_bytes)
+        reservation = self._seat.reserve(size_bytes)
         if isinstance(reservation, int):
             raise self._blocked(reservation)
         view = memoryview(reservation)

@@ -164,6 +164,9 @@ class Seat:
     def untethered(self) -> None:
         """Publishers no longer wait for us. For a subscriber's seat."""
 
+    def publishers_gone(self) -> None:
+        """All publishers have gone. For a subscriber's seat that asked to be told."""
+
     def release(self) -> asyncio.Future[Any] | None:
         """Give everything back and tell the daemon; the future says when it knows. None if that was done before.
 

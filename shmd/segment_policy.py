@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Final
 from shmd import policy
 from shmd.errors import InvalidOption, PermissionDenied, SegmentInvalid, SegmentMismatch
 from shmd.policy import Ownership
+from shmd.shortage import Wish
 
 if TYPE_CHECKING:
     from shmd.policy import Credentials
     from shmd.protocol import Backing, Lifetime, Notifier, SegmentInfo, SegmentOptions, Sync
 
 SIZE_MAX: Final = 2**63 - 1
+WISH: Final = Wish(
+    "the segment", lambda room_bytes: max(0, room_bytes), 'a file, which needs no memory: backing="file"'
+)
+FILE_WISH: Final = Wish("the file", lambda room_bytes: max(0, room_bytes))
 
 
 @dataclass(frozen=True, slots=True)

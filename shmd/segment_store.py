@@ -26,8 +26,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shmd import failpoint, limits, segment, segment_policy, semaphore_store, sysv
-from shmd.errors import SegmentAccessDenied, SegmentError, SegmentExists, SegmentInvalid, SegmentNotFound
+from shmd import failpoint, limits, memory, segment, segment_policy, semaphore_store, sysv
+from shmd.errors import (
+    SegmentAccessDenied,
+    SegmentError,
+    SegmentExists,
+    SegmentInvalid,
+    SegmentLimit,
+    SegmentNotFound,
+)
 from shmd.protocol import SegmentInfo
 from shmd.topic_store import make_bells, prefault
 
@@ -110,11 +117,16 @@ def create(
 ) -> StoredSegment:
     """Make a segment. For a worker thread.
 
-    Raises ``SegmentError`` (its key is taken; no memory; a System V limit), ``LimitExceeded`` (descriptors) or
+    Raises ``SegmentError`` (its key is taken; a System V limit), ``LimitExceeded`` (memory, descriptors) or
     ``RequestRefused`` (``stop`` is set); then nothing is left.
     """
+    sizes_bytes = (settings.size_bytes,)
+    memory.check(sizes_bytes, segment_policy.WISH)
     with ExitStack() as undo:
-        made = _create_segment(settings, intent, undo)
+        try:
+            made = _create_segment(settings, intent, undo)
+        except (SegmentInvalid, SegmentLimit) as error:
+            raise sysv.shortage(error, sizes_bytes, segment_policy.WISH) from error
         failpoint.reach("segment-made")
         attached = settings.lifetime == "attached"
         lock = None

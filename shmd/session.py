@@ -75,6 +75,7 @@ class Events(Protocol):
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
     def untethered(self, event: protocol.Untethered) -> None: ...
     def segment_gone(self, event: protocol.SegmentGone) -> None: ...
+    def publishers_gone(self, event: protocol.PublishersGone) -> None: ...
     def disconnected(self, session: Session, reason: Exception | None) -> None: ...
 
 
@@ -191,6 +192,8 @@ class Session:
             self._loop.call_soon(self._events.untethered, message)
         elif isinstance(message, protocol.SegmentGone):
             self._loop.call_soon(self._events.segment_gone, message)
+        elif isinstance(message, protocol.PublishersGone):
+            self._loop.call_soon(self._events.publishers_gone, message)
         else:
             self._on_reply(message, fds)
             return

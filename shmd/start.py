@@ -43,6 +43,11 @@ def parse_start(start: Start) -> Seek:
     )
 
 
+def is_past(seek: Seek) -> bool:
+    """Whether it goes to what was published before, if there is some, rather than to what comes from now on."""
+    return seek is not _core.Cursor.seek_new
+
+
 def _seek_time(moment: datetime) -> Seek:
     if moment.tzinfo is None:
         raise InvalidOption(f"{moment!r} has no time zone", "say which: datetime.now(timezone.utc), or .astimezone()")

@@ -12,7 +12,8 @@ without a coroutine.
 A read that is cancelled consumes nothing: records leave the feed right before they are returned, with no await between.
 
 A subscription to a name ends with its topic: once the rest has been read, reading raises ``TopicRemoved``. One with
-wildcards goes on, also with a topic that is later created under the same name.
+wildcards goes on, also with a topic that is later created under the same name. One that lasts ``until_closed`` ends
+with the topic's publishers: the daemon tells when the last has gone, and whatever was committed by then is read first.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from shmd.errors import (
     RequestRefused,
     SegmentError,
     ShmdError,
+    TopicClosed,
     TopicRemoved,
 )
 from shmd.hub import forked_error, give_back_dropped, logger
@@ -57,16 +59,17 @@ T = TypeVar("T")
 class Subscription(_core.Feed[T]):
     """Records of one topic or pattern, in the order of each topic; made by ``Client.subscribe``.
 
-    An asynchronous iterator: ``async for record in subscription`` ends when the subscription is closed. Leaving the
-    loop keeps what was read ahead for the next read. One task reads at a time (``ConcurrentUse``); ``close`` may come
-    from any.
+    An asynchronous iterator: ``async for record in subscription`` ends when the subscription is closed, or at its
+    ``until_closed``. Leaving the loop keeps what was read ahead for the next read. One task reads at a time
+    (``ConcurrentUse``); ``close`` may come from any.
 
     Reading raises ``TopicRemoved`` (a name, not a pattern), ``CorruptTopic``, or what a join in the background was
-    refused with (a name only). ``Record.value`` raises ``DecodeError``; the reading goes on after it.
+    refused with (a name only); with ``until_closed``, after the last record, ``TopicClosed``, again and again.
+    ``Record.value`` raises ``DecodeError``; the reading goes on after it.
     """
 
     def __init__(
-        self, hub: Hub, pattern: str, seek: Seek, codec: Codec, *, tethered: bool = True, spin_s: float = 0.0
+        self, hub: Hub, pattern: str, seek: Seek, codec: Codec, *, tethered: bool, until_closed: bool, spin_s: float
     ) -> None:
         """Not for callers: see ``Client.subscribe``."""
         super().__init__(yield_records=limits.YIELD_RECORDS, yield_s=limits.YIELD_S)
@@ -75,6 +78,7 @@ class Subscription(_core.Feed[T]):
         self._seek = seek
         self._codec = codec
         self._tethered = tethered
+        self._until_closed = until_closed
         self._spin_s = spin_s
         self._topics: set[JoinedTopic] = set()
         self._shared = Wakeful()
@@ -264,7 +268,11 @@ class Subscription(_core.Feed[T]):
         )
         granted, bells = await hub.link.open(message, protocol.SubscriberGranted)
         with hub.taking(granted, bells):
-            return JoinedTopic(hub, granted, bells, self._shared, self._codec, tethered=self._tethered)
+            return JoinedTopic(
+                *(hub, granted, bells, self._shared, self._codec),
+                tethered=self._tethered,
+                until_closed=self._until_closed,
+            )
 
     def _step(self) -> Awaitable[_core.Record[T]]:
         return self._next(iterating=True)
@@ -289,8 +297,8 @@ class Subscription(_core.Feed[T]):
                     self.turned()
                 else:
                     await self._wait(None)
-        except ClosedError:
-            if iterating and self._closed:
+        except (ClosedError, TopicClosed) as error:
+            if iterating and (self._closed or isinstance(error, TopicClosed)):
                 raise StopAsyncIteration from None
             raise
         finally:
@@ -326,8 +334,8 @@ class Subscription(_core.Feed[T]):
             if count:
                 hot.rotate(-place)  # who was read, and who was dry before it, come last the next time
                 return True
-            if topic.removed and not topic.cursor.available:
-                self._leave(topic, topic.failure or TopicRemoved(f"topic {topic.info.name!r} was removed"))
+            if (topic.removed or topic.closed) and not topic.cursor.available:
+                self._leave(topic, topic.end)
                 return self._read()
         return False
 

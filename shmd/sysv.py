@@ -6,16 +6,24 @@ import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shmd import _core
 from shmd.errors import SegmentError, SegmentInvalid
+from shmd.shortage import SEGMENT, advice
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shmd.shortage import Wish
 
 ID_MAX: Final = 2**31 - 1
 _SHM_DEST: Final = 0o1000
 _PROC_SHM: Final = Path("/proc/sysvipc/shm")
 _PROC_LIMITS: Final = Path("/proc/sys/kernel")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_SHMMNI_MAX: Final = 32_768
+"""IPCMNI: an id has no room for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +133,19 @@ def refusal(number: int, doing: str, size_bytes: int = 0) -> SegmentError:
     return SegmentError.from_errno(number, f"cannot {doing}: {os.strerror(number)}", _hint(number, size_bytes))
 
 
+def shortage(error: SegmentError, sizes_bytes: Sequence[int], wish: Wish) -> SegmentError:
+    """``error``, with which the kernel refused to create one of these segments, for whoever wished for all of them.
+
+    To be asked when none of them exists (any more). ``wish`` is about the first.
+    """
+    number = error.errno or error.default_errno
+    hint = _shortage_hint(number, sizes_bytes, wish) or error.hint
+    return SegmentError.from_errno(number, error.message, hint)
+
+
 def _hint(number: int, size_bytes: int) -> str | None:
-    if number == errno.EINVAL and size_bytes:
-        return f"kernel.shmmax is {system_limits().shmmax} bytes; raise it with: sysctl kernel.shmmax={size_bytes}"
-    if number == errno.ENOSPC:
-        return _full_hint(size_bytes)
+    if size_bytes and (hint := _shortage_hint(number, (size_bytes,), SEGMENT)):
+        return hint
     return {
         errno.EEXIST: "take another key, or let a random one be chosen",
         errno.EINVAL: "there is none with this id: it was removed, or it is in another IPC namespace",
@@ -140,20 +156,27 @@ def _hint(number: int, size_bytes: int) -> str | None:
     }.get(number)
 
 
-def _full_hint(size_bytes: int) -> str:
-    current, segments = system_limits(), list_segments()
-    if len(segments) >= current.shmmni:
-        used, name, limit, enough = (
-            f"{len(segments)} segments exist",
-            "kernel.shmmni",
-            current.shmmni,
-            2 * current.shmmni,
-        )
-    else:
-        pages = sum(_pages(found.size_bytes) for found in segments)
-        used, name, limit = f"{pages} pages are in use", "kernel.shmall", current.shmall
-        enough = pages + _pages(size_bytes)
-    return f"{used} and {name} is {limit}; raise it with: sysctl {name}={enough}"
+def _shortage_hint(number: int, sizes_bytes: Sequence[int], wish: Wish) -> str | None:
+    """Which limit stands in the way of these segments, and what to do about it. None: none does."""
+    current = system_limits()
+    if number == errno.EINVAL and max(sizes_bytes) > current.shmmax:
+        remedy = f"raise it with: sysctl kernel.shmmax={max(sizes_bytes)}"
+        return f"kernel.shmmax is {current.shmmax} bytes: {advice(wish, current.shmmax, remedy)}"
+    if number != errno.ENOSPC:
+        return None
+    segments = list_segments()
+    if len(segments) + len(sizes_bytes) > current.shmmni:
+        return f"{len(segments)} segments exist and kernel.shmmni is {current.shmmni}; {_more_segments(current.shmmni)}"
+    used, (first, *others) = sum(_pages(found.size_bytes) for found in segments), map(_pages, sizes_bytes)
+    room_bytes = max(0, current.shmall - used - sum(others)) * _PAGE_BYTES
+    remedy = f"raise it with: sysctl kernel.shmall={used + first + sum(others)}"
+    return f"{used} pages are in use and kernel.shmall is {current.shmall}: {advice(wish, room_bytes, remedy)}"
+
+
+def _more_segments(shmmni: int) -> str:
+    if shmmni >= _SHMMNI_MAX:
+        return "that is all the kernel can have: remove some (ipcs -m, ipcrm -m ID)"
+    return f"raise it with: sysctl kernel.shmmni={min(2 * shmmni, _SHMMNI_MAX)}"
 
 
 def _pages(size_bytes: int) -> int:

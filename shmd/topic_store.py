@@ -24,12 +24,21 @@ import logging
 import os
 import secrets
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from shmd import _core, failpoint, limits, notifier, policy, segment
-from shmd.errors import CorruptTopic, LimitExceeded, RequestRefused, SegmentError, SegmentExists
+from shmd import _core, failpoint, limits, memory, notifier, policy, segment, sysv
+from shmd.errors import (
+    CorruptTopic,
+    LimitExceeded,
+    RequestRefused,
+    SegmentError,
+    SegmentExists,
+    SegmentInvalid,
+    SegmentLimit,
+)
 from shmd.protocol import SubscriberStat, TopicInfo, TopicStat
+from shmd.shortage import Wish
 
 if TYPE_CHECKING:
     import threading
@@ -45,6 +54,9 @@ logger = logging.getLogger(__name__)
 CTL_BYTES: Final = _core.ctl_size_bytes(limits.SUBSCRIBERS_PER_TOPIC_MAX)
 OVERHEAD_BYTES: Final = _core.HEADER_BYTES + CTL_BYTES
 """What a topic takes beyond its capacity."""
+
+
+_WISH: Final = Wish("the topic", lambda room_bytes: policy.largest_capacity(room_bytes - _core.HEADER_BYTES))
 
 
 def log_bytes(capacity: int) -> int:
@@ -73,6 +85,10 @@ class StoredTopic:
         """(slot, incarnation) of all that are granted, as the ctl has it."""
         words = ((slot, self.log.slot_stat(slot)[0]) for slot in range(limits.SUBSCRIBERS_PER_TOPIC_MAX))
         return [(slot, incarnation) for slot, incarnation in words if incarnation]
+
+    def has_records(self) -> bool:
+        """Whether anything was ever published to it."""
+        return self.log.stat()["tail"] > 0
 
     def exists(self) -> bool:
         """Whether its log is still there: attached by somebody, or not removed."""
@@ -132,11 +148,16 @@ def create(
 ) -> StoredTopic:
     """Make a topic; blocks for about half a second per GiB.
 
-    ``intent`` is kept up to date; the caller clears it. Raises ``SegmentError``, ``LimitExceeded`` (descriptors), and
-    ``RequestRefused`` once ``stop`` is set; then nothing is left behind.
+    ``intent`` is kept up to date; the caller clears it. Raises ``SegmentError``, ``LimitExceeded`` (memory,
+    descriptors), and ``RequestRefused`` once ``stop`` is set; then nothing is left behind.
     """
+    sizes_bytes = (log_bytes(settings.size_bytes), CTL_BYTES)
+    memory.check(sizes_bytes, _WISH)
     with ExitStack() as undo:
-        log_writable, ctl = _create_segments(settings, intent, undo)
+        try:
+            log_writable, ctl = _create_segments(settings, intent, undo)
+        except (SegmentInvalid, SegmentLimit) as error:
+            raise sysv.shortage(error, sizes_bytes, _WISH) from error
         keys = log_writable.key, ctl.key
         if settings.lifetime == "attached":
             keys = 0, 0
@@ -246,11 +267,13 @@ def _create_segment(size_bytes: int, key: int, undo: ExitStack) -> segment.Segme
 
 
 def prefault(made: segment.Segment, stop: threading.Event) -> None:
-    """Touch all of the segment's memory. ``RequestRefused`` once ``stop`` is set. For a worker thread."""
+    """Touch all memory of a segment, as long as there is some. ``LimitExceeded``; ``RequestRefused`` after ``stop``."""
     for offset in range(0, made.size_bytes, limits.PREFAULT_CHUNK_BYTES):
         if stop.is_set():
             raise RequestRefused("the daemon is stopping", "try again when it is back")
-        made.mapping.prefault(offset, min(limits.PREFAULT_CHUNK_BYTES, made.size_bytes - offset))
+        chunk_bytes = min(limits.PREFAULT_CHUNK_BYTES, made.size_bytes - offset)
+        with memory.claim(chunk_bytes) if chunk_bytes >= limits.MEMORY_CLAIM_MIN_BYTES else nullcontext():
+            made.mapping.prefault(offset, chunk_bytes)
 
 
 def _attach(shmid: int, key: int, size_bytes: int, undo: ExitStack, *, readonly: bool) -> segment.Segment:

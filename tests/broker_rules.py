@@ -81,6 +81,8 @@ class World:
     making: dict[str, CreateSegment] = field(default_factory=dict)
     """Segments, as ``creating`` has topics."""
     segments: dict[str, protocol.SegmentInfo] = field(default_factory=dict)
+    written: set[str] = field(default_factory=set)
+    """Topics whose logs hold records, as a restarted daemon would find them."""
     stopped: bool = False
     log: list[Effect] = field(default_factory=list)
 
@@ -90,6 +92,7 @@ class World:
         self._ids = 0
         self._topics_made = 0
         self._segments_made = 0
+        self._publishers_numbered = 0
         self._last_incarnation: dict[tuple[str, int], int] = {}
         self._declared_by: dict[str, int] = {}
 
@@ -125,10 +128,12 @@ class World:
         assert isinstance(welcome, protocol.Welcome)
         return number
 
-    def resume(self, number: int, *, uid: int = DAEMON.uid, pid: int | None = None) -> protocol.Welcome:
+    def resume(
+        self, number: int, *, uid: int = DAEMON.uid, pid: int | None = None, request_id: int | None = None
+    ) -> protocol.Welcome:
         """Connect again, from the process that client ``number`` was, and ask for its place."""
         connection = self.connect(uid, pid=9000 + number if pid is None else pid)
-        hello = protocol.Hello(id=self.new_id(), major=1, minor=0, pid_namespace=1, resume=number)
+        hello = protocol.Hello(id=request_id or self.new_id(), major=1, minor=0, pid_namespace=1, resume=number)
         self.perform(self.registry.request(connection, hello))
         welcome = self.replies[connection if connection in self.replies else number][-1]
         assert isinstance(welcome, protocol.Welcome)
@@ -145,12 +150,11 @@ class World:
         topics = []
         for name, info in self.topics.items():
             granted = [last for (life, _), last in self._last_incarnation.items() if life == info.topic_id.hex()]
-            topics.append(AdoptedTopic(info, self._declared_by[name], max(granted, default=0)))
+            topics.append(AdoptedTopic(info, self._declared_by[name], max(granted, default=0), name in self.written))
         assert {(self.topics[name].topic_id, slot) for name, slot in self.slots} == {
             (topic_id, seat.slot) for topic_id, seat in seats if seat is not None
         }
-        numbered = max((participant.number for participant in noted), default=0)
-        self.perform(self.registry.adopt(topics, noted, numbered, self.segments.values()))
+        self.perform(self.registry.adopt(topics, noted, self._publishers_numbered, self.segments.values()))
 
     def new_id(self) -> int:
         self._ids += 1
@@ -279,8 +283,10 @@ class World:
                     self.creating[name] = effect
                 case DestroyTopic(name):
                     del self.topics[name]
+                    self.written.discard(name)
                     self.slots = {place: holder for place, holder in self.slots.items() if place[0] != name}
-                case GrantSlot(name, slot, incarnation, tethered):
+                case GrantSlot(name, slot, incarnation, live, tethered):
+                    assert live or not tethered
                     self._granted(name, slot, incarnation, tethered)
                 case ReleaseSlot(name, slot, incarnation):
                     assert self.slots.pop((name, slot))[0] == incarnation
@@ -348,6 +354,7 @@ class World:
             assert self.slots[name, participant.seat.slot][0] == participant.seat.incarnation
         assert participant.client in self.living
         self.notes[key] = participant
+        self._publishers_numbered = max(self._publishers_numbered, participant.number)
 
     def _granted(self, name: str, slot: int, incarnation: int, tethered: bool) -> None:
         info = self.topics[name]

@@ -39,7 +39,7 @@ def main(failpoint: str, action: str, skip: int, log_id: int, ctl_id: int, topic
         _core.failpoint_set(failpoint, action, skip)
         number = 0
         for incarnation in range(1000, 1000 + ROUNDS):
-            log.slot_grant(SLOT, incarnation, tethered=False)
+            log.slot_grant(SLOT, incarnation, live=False, tethered=False)
             cursor = _core.Cursor(
                 log, slot=SLOT, incarnation=incarnation, tethered=True, space_fd=bell, decode=bytes, explain=None
             )

@@ -63,7 +63,7 @@ class LocalTopic:
     def cursor(self, slot: int = 0, *, tethered: bool = True, decode: Any = bytes) -> _core.Cursor:
         """Granted anew; not yet joined."""
         self._incarnation += 1
-        self.log.slot_grant(slot, self._incarnation, tethered=False)
+        self.log.slot_grant(slot, self._incarnation, live=False, tethered=False)
         made = _core.Cursor(
             self.log,
             slot=slot,

@@ -318,7 +318,7 @@ def test_core_gives_back_what_it_takes() -> None:
                 _ = record.value, record.raw, record.time
 
         def one_round() -> None:
-            topic.log.slot_grant(0, 1, tethered=False)
+            topic.log.slot_grant(0, 1, live=False, tethered=False)
             cursor = _core.Cursor(
                 topic.log, slot=0, incarnation=1, tethered=True, space_fd=-1, decode=decode, explain=None
             )

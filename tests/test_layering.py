@@ -29,6 +29,7 @@ LAYERS: Final = {
     "protocol": 1,
     "registry": 1,
     "segment_policy": 1,
+    "shortage": 1,
     "units": 1,
     # 2: resources of the operating system
     "_core": 2,
@@ -42,6 +43,7 @@ LAYERS: Final = {
     "file_store": 2,
     "inventory": 2,
     "liveness": 2,
+    "memory": 2,
     "notifier": 2,
     "roster": 2,
     "roster_layout": 2,

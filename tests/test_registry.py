@@ -486,7 +486,7 @@ class TestWatches:
         world.topic_made("t")
         kinds = [type(effect) for effect in world.log]
         assert kinds == [GrantSlot, NoteParticipant, Send, NoteParticipant, Send]
-        assert world.log[0] == GrantSlot("t", 0, 1, tethered=True)
+        assert world.log[0] == GrantSlot("t", 0, 1, live=True, tethered=True)
         assert world.log[2] == Send(watcher, TopicAdded(watch=handle, topic="t", existing=False))
         grant = subscribe(world, watcher, watch=handle)
         assert (grant.slot, grant.incarnation, grant.from_start) == (0, 1, True)

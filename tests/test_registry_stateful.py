@@ -7,11 +7,21 @@ an absent client holds stays in the dictionary until it says bye, or its process
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from shmd import names, policy, protocol
 from shmd.errors import ProtocolError, RequestRefused
@@ -72,6 +82,7 @@ class Opened:
     slot: int = -1
     exclusive: bool = False
     pattern: str = ""
+    had_before: int = 0
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -87,8 +98,19 @@ class RegistryMachine(RuleBasedStateMachine):
         self.read: dict[int, int] = {}
         self.publisher_numbers: set[int] = set()
         self.asked: dict[tuple[int, int], protocol.Request] = {}
+        self.had: dict[bytes, int] = {}
+        self.endings: dict[tuple[int, int], int] = {}
 
     # --- events ---
+
+    @initialize(target=clients)
+    def begin(self) -> Any:
+        """With a topic for everybody, or most runs would end before anybody takes part in one."""
+        client = self._welcome(self.world.connect(DAEMON.uid), DAEMON.uid)
+        self._send(client, Declare(id=2**41, topic=TOPICS[0], options=TopicOptions(size_bytes=4096, mode=0o666)))
+        self.world.topic_made(TOPICS[0])
+        self._hear()
+        return client
 
     @rule(target=clients, uid=st.sampled_from(UIDS))
     def connect(self, uid: int) -> Any:
@@ -96,12 +118,7 @@ class RegistryMachine(RuleBasedStateMachine):
         crowded = len(known) >= QUOTAS.clients or known.count(uid) >= QUOTAS.clients_per_uid
         number = self.world.connect(uid)
         assert (number not in self.world.replies) == crowded
-        if crowded:
-            return multiple()
-        self.uids[number] = uid
-        self.read[number] = 0
-        self._send(number, protocol.Hello(id=2**40, major=1, minor=0, pid_namespace=1 + uid % 2))
-        return number
+        return multiple() if crowded else self._welcome(number, uid)
 
     @rule(client=consumes(clients))
     def leave(self, client: int) -> None:
@@ -129,7 +146,7 @@ class RegistryMachine(RuleBasedStateMachine):
             return multiple()
         if [*self.uids.values(), *self.absent.values()].count(uid) >= QUOTAS.clients_per_uid:
             return multiple()
-        assert self.world.resume(client, uid=uid).resumed
+        assert self.world.resume(client, uid=uid, request_id=2**42).resumed
         self.uids[client] = self.absent.pop(client)
         self.read[client] = len(self.world.replies[client])
         self._hear()
@@ -151,6 +168,7 @@ class RegistryMachine(RuleBasedStateMachine):
             self._gone(client)
         self.absent.clear()
         self.world.restart()
+        self._forget_who_published()
         for client, uid in uids.items():
             self._absent(client, uid)
         self._hear()
@@ -180,9 +198,46 @@ class RegistryMachine(RuleBasedStateMachine):
     def subscribe(self, client: int, request_id: int, topic: str, watch: int | None) -> None:
         self._send(client, OpenSubscriber(id=request_id, topic=topic, watch=watch))
 
+    @precondition(lambda self: self.world.replies and self.world.topics)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def publish(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            client, topic = self._some_client(data), self._some_topic(data)
+            self._send(client, OpenPublisher(id=self._unused_id(client), topic=topic))
+
+    @precondition(lambda self: self.world.replies and self.world.topics)
+    @rule(data=st.data(), past=st.booleans())
+    def subscribe_until_closed(self, data: st.DataObject, past: bool) -> None:
+        client = self._some_client(data)
+        handle = self._unused_id(client)
+        self._send(client, OpenSubscriber(id=handle, topic=self._some_topic(data)))
+        self._watch_publishers(client, 100, handle, past=past)
+
     @rule(client=clients, request_id=st.integers(100, 110), handle=request_ids)
     def join(self, client: int, request_id: int, handle: int) -> None:
         self._send(client, protocol.Joined(id=request_id, handle=handle))
+
+    @rule(topic=topic_names)
+    def write(self, topic: str) -> None:
+        info = self.world.topics.get(topic)
+        if info is not None and self.had.get(info.topic_id):
+            self.world.written.add(topic)
+
+    @rule(client=clients, request_id=st.integers(100, 110), handle=request_ids)
+    def watch_publishers_of_anything(self, client: int, request_id: int, handle: int) -> None:
+        self._watch_publishers(client, request_id, handle, past=True)
+
+    @precondition(lambda self: self._connected("subscriber"))
+    @rule(data=st.data(), request_id=st.integers(100, 110), past=st.booleans())
+    def watch_publishers(self, data: st.DataObject, request_id: int, past: bool) -> None:
+        client, handle = data.draw(st.sampled_from(self._connected("subscriber")))
+        self._watch_publishers(client, request_id, handle, past=past)
+
+    @precondition(lambda self: self._connected("publisher"))
+    @rule(data=st.data(), request_id=st.integers(100, 110))
+    def close_publisher(self, data: st.DataObject, request_id: int) -> None:
+        client, handle = data.draw(st.sampled_from(self._connected("publisher")))
+        self.close(client, request_id, handle)
 
     @rule(client=clients, request_id=request_ids, pattern=st.sampled_from(PATTERNS), tethered=st.booleans())
     def watch(self, client: int, request_id: int, pattern: str, tethered: bool) -> None:
@@ -236,6 +291,32 @@ class RegistryMachine(RuleBasedStateMachine):
 
     # --- the model ---
 
+    def _welcome(self, number: int, uid: int) -> int:
+        self.uids[number] = uid
+        self.read[number] = 0
+        self._send(number, protocol.Hello(id=2**40, major=1, minor=0, pid_namespace=1 + uid % 2))
+        return number
+
+    def _some_client(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.world.replies)))
+
+    def _some_topic(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.world.topics)))
+
+    def _unused_id(self, client: int) -> int:
+        """One of ``request_ids`` that means nothing now."""
+        return next(number for number in range(1, 99) if (client, number) not in self.opened | self.pending)
+
+    def _connected(self, kind: str) -> list[tuple[int, int]]:
+        """Keys of all that connected clients have opened of this kind."""
+        return sorted(key for key, what in self.opened.items() if what.kind == kind and key[0] in self.world.replies)
+
+    def _watch_publishers(self, client: int, request_id: int, handle: int, *, past: bool) -> None:
+        subscriber = self.opened.get((client, handle))
+        if client in self.world.replies and subscriber is not None and subscriber.kind == "subscriber":
+            self.endings[client, handle] = 0 if past else subscriber.had_before
+        self._send(client, protocol.WatchPublishers(id=request_id, handle=handle, past=past))
+
     def _send(self, client: int, message: protocol.Request) -> None:
         if client not in self.world.replies:
             assert self.world.registry.request(client, message) == []
@@ -280,6 +361,9 @@ class RegistryMachine(RuleBasedStateMachine):
         if isinstance(message, TopicAdded):
             self._check_added(client, message)
             return
+        if isinstance(message, protocol.PublishersGone):
+            self._check_ended(client, message)
+            return
         if isinstance(message, TopicGone | protocol.Untethered | protocol.SegmentGone):
             return
         key = (client, message.id)
@@ -295,11 +379,14 @@ class RegistryMachine(RuleBasedStateMachine):
             if info.exclusive:
                 assert not self._exclusive_holders(info.topic_id), "two exclusive publishers"
             self.opened[key] = Opened("publisher", info.name, info.topic_id, exclusive=info.exclusive)
+            self.had[info.topic_id] = self.had.get(info.topic_id, 0) + 1
         elif isinstance(message, SubscriberGranted):
             info = message.topic
             self._check_may(client, info, policy.READ)
             assert self.world.slots[info.name, message.slot][0] == message.incarnation
-            self.opened[key] = Opened("subscriber", info.name, info.topic_id, slot=message.slot)
+            gone_before = self.had.get(info.topic_id, 0) - len(self._publishers(info.topic_id))
+            had_before = 0 if message.from_start else gone_before
+            self.opened[key] = Opened("subscriber", info.name, info.topic_id, slot=message.slot, had_before=had_before)
         elif isinstance(message, Done) and isinstance(asked := self.asked[key], Watch):
             self.opened[key] = Opened("watch", "", b"", pattern=asked.pattern)
 
@@ -310,6 +397,24 @@ class RegistryMachine(RuleBasedStateMachine):
         assert names.matches(asked.pattern, message.topic)
         if info is not None:
             self._check_may(client, info, policy.READ)
+
+    def _check_ended(self, client: int, message: protocol.PublishersGone) -> None:
+        had_before = self.endings.pop((client, message.handle))
+        subscriber = self.opened[client, message.handle]
+        assert (subscriber.kind, subscriber.topic) == ("subscriber", message.topic)
+        assert self.had[subscriber.life] > had_before
+
+    def _publishers(self, life: bytes) -> list[tuple[int, int]]:
+        return [key for key, what in self.opened.items() if what.kind == "publisher" and what.life == life]
+
+    def _forget_who_published(self) -> None:
+        """What a new daemon knows of publishers: those that it finds noted, and whether there are records."""
+        self.endings.clear()
+        had_before = {info.topic_id: int(name in self.world.written) for name, info in self.world.topics.items()}
+        self.had = {life: had + len(self._publishers(life)) for life, had in had_before.items()}
+        for key, what in self.opened.items():
+            if what.kind == "subscriber":
+                self.opened[key] = dataclasses.replace(what, had_before=had_before[what.life])
 
     def _check_may(self, client: int, info: protocol.TopicInfo, want: int) -> None:
         uid = self.uids[client]
@@ -326,6 +431,7 @@ class RegistryMachine(RuleBasedStateMachine):
             del self.pending[key]
         for key in [key for key, what in self.opened.items() if key[0] == client and what.kind == "watch"]:
             del self.opened[key]
+        self.endings = {key: had for key, had in self.endings.items() if key[0] != client}
 
     def _absent(self, client: int, uid: int) -> None:
         """It is not connected; if it holds something, the registry remembers it."""
@@ -372,6 +478,12 @@ class RegistryMachine(RuleBasedStateMachine):
                 kept <= sum(names.matches(watch.pattern, topic) for watch in watches)
                 or known & self.world.absences.keys()
             )
+
+    @invariant()
+    def everybody_is_told_of_the_end_when_it_has_come(self) -> None:
+        for key, had_before in self.endings.items():
+            life = self.opened[key].life if key in self.opened else b""
+            assert not life or self._publishers(life) or self.had.get(life, 0) <= had_before
 
     @invariant()
     def every_exclusive_topic_has_one_publisher_at_most(self) -> None:

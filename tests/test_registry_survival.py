@@ -15,6 +15,7 @@ from shmd.protocol import (
     OpenPublisher,
     OpenSubscriber,
     PublisherGranted,
+    PublishersGone,
     RemoveTopic,
     ReportStall,
     Resume,
@@ -26,6 +27,7 @@ from shmd.protocol import (
     Untethered,
     WaitSubscribers,
     Watch,
+    WatchPublishers,
 )
 from shmd.registry import DestroyTopic, Quotas, RingBells, Untether
 from tests.broker_rules import DAEMON, World
@@ -326,3 +328,111 @@ def test_participants_beyond_the_rosters_rows_are_refused() -> None:
     publish(world, client)
     assert isinstance(world.ask(client, ListTopics(id=world.new_id())), protocol.TopicList)
     assert limits.PARTICIPANTS_MAX > 2
+
+
+class TestEndings:
+    """``PublishersGone``: the end of a topic for a subscriber that reads it like a pipe."""
+
+    def test_subscriber_is_told_once_when_the_last_publisher_has_closed(self, world: World) -> None:
+        reader, writer = world.client(), world.client()
+        grant = subscribe(world, reader)
+        first, second = publish(world, writer), publish(world, writer)
+        assert watch_publishers(world, reader, grant) == [Done(id=900)]
+        assert close(world, writer, first, reader) == []
+        assert close(world, writer, second, reader) == [PublishersGone(topic="t", handle=grant.id)]
+        assert close(world, writer, publish(world, writer), reader) == []
+
+    def test_publishers_before_the_grant_count_only_if_the_past_does(self, world: World) -> None:
+        reader, writer = world.client(), world.client()
+        world.send(writer, Close(id=800, handle=publish(world, writer).id))
+        grant = subscribe(world, reader)
+        assert watch_publishers(world, reader, grant) == [Done(id=900)]
+        assert watch_publishers(world, reader, grant, past=True) == [Done(id=900), gone(grant)]
+
+    def test_publisher_that_came_and_went_after_the_grant_is_told_at_once(self, world: World) -> None:
+        reader, writer = world.client(), world.client()
+        grant = subscribe(world, reader)
+        world.send(writer, Close(id=800, handle=publish(world, writer).id))
+        assert watch_publishers(world, reader, grant) == [Done(id=900), gone(grant)]
+
+    def test_kept_slot_counts_publishers_from_the_topics_creation(self, world: World) -> None:
+        reader, writer = world.client(), world.client()
+        handle = world.new_id()
+        world.ask(reader, Watch(id=handle, pattern="t"))
+        world.send(writer, Close(id=800, handle=publish(world, writer).id))
+        grant = subscribe(world, reader, watch=handle)
+        assert watch_publishers(world, reader, grant) == [Done(id=900), gone(grant)]
+
+    def test_absent_publisher_is_not_gone_and_a_dead_one_is(self, world: World) -> None:
+        reader, writer = world.client(), world.client()
+        grant = subscribe(world, reader)
+        publish(world, writer)
+        watch_publishers(world, reader, grant)
+        heard = len(world.replies[reader])
+        world.leave(writer)
+        world.resume_overdue(writer)
+        assert world.replies[reader][heard:] == []
+        world.process_died(writer)
+        assert world.replies[reader][heard:] == [gone(grant)]
+
+    def test_absent_subscriber_is_told_when_it_asks_again(self, world: World) -> None:
+        reader, writer = world.client(), world.client()
+        grant = subscribe(world, reader)
+        publisher = publish(world, writer)
+        watch_publishers(world, reader, grant)
+        world.leave(reader)
+        world.send(writer, Close(id=800, handle=publisher.id))
+        assert world.resume(reader).resumed
+        assert watch_publishers(world, reader, grant) == [Done(id=900), gone(grant)]
+
+    @pytest.mark.parametrize("dies", [True, False])
+    def test_next_daemon_counts_publishers_that_are_noted(self, world: World, dies: bool) -> None:
+        reader, writer = world.client(), world.client()
+        grant, publisher = subscribe(world, reader), publish(world, writer)
+        world.restart()
+        assert world.resume(reader).resumed
+        assert watch_publishers(world, reader, grant) == [Done(id=900)]
+        if dies:
+            world.process_died(writer)
+        else:
+            assert world.resume(writer).resumed
+            world.send(writer, Close(id=800, handle=publisher.id))
+        assert world.replies[reader][-1] == gone(grant)
+
+    @pytest.mark.parametrize("written", [True, False])
+    def test_next_daemon_knows_of_publishers_that_had_gone_by_their_records(self, world: World, written: bool) -> None:
+        reader, writer = world.client(), world.client()
+        grant = subscribe(world, reader)
+        world.send(writer, Close(id=800, handle=publish(world, writer).id))
+        if written:
+            world.written.add("t")
+        world.restart()
+        assert world.resume(reader).resumed
+        assert watch_publishers(world, reader, grant) == [Done(id=900)]
+        assert watch_publishers(world, reader, grant, past=True) == [Done(id=900), *[gone(grant)] * written]
+
+    def test_nothing_is_told_to_a_closed_subscriber_or_about_another_handle(self, world: World) -> None:
+        reader, writer = world.client(), world.client()
+        grant, publisher = subscribe(world, reader), publish(world, writer)
+        watch_publishers(world, reader, grant)
+        world.send(reader, Close(id=801, handle=grant.id))
+        assert world.send(reader, WatchPublishers(id=900, handle=grant.id)) == [Done(id=900)]
+        assert world.send(writer, WatchPublishers(id=900, handle=publisher.id)) == [Done(id=900)]
+        assert close(world, writer, publisher, reader) == []
+
+
+def gone(grant: SubscriberGranted) -> PublishersGone:
+    return PublishersGone(topic="t", handle=grant.id)
+
+
+def watch_publishers(
+    world: World, client: int, grant: SubscriberGranted, *, past: bool = False
+) -> list[protocol.Outbound]:
+    return world.send(client, WatchPublishers(id=900, handle=grant.id, past=past))
+
+
+def close(world: World, writer: int, publisher: PublisherGranted, reader: int) -> list[protocol.Outbound]:
+    """What ``reader`` hears when ``writer`` closes ``publisher``."""
+    heard = len(world.replies[reader])
+    world.send(writer, Close(id=800, handle=publisher.id))
+    return world.replies[reader][heard:]

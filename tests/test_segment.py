@@ -204,7 +204,9 @@ class TestLimits:
 
         refused = in_child(little)
         assert refused.errno == errno.ENOSPC
-        assert refused.hint == "2 pages are in use and kernel.shmall is 3; raise it with: sysctl kernel.shmall=4"
+        assert refused.hint == (
+            "2 pages are in use and kernel.shmall is 3: at most 4 KiB fit; raise it with: sysctl kernel.shmall=4"
+        )
 
     @needs_root
     def test_limits_are_those_of_the_namespace(self) -> None:

@@ -44,6 +44,9 @@ class Heard:
     def untethered(self, event: protocol.Untethered) -> None:
         self.events.append(event)
 
+    def publishers_gone(self, event: protocol.PublishersGone) -> None:
+        self.events.append(event)
+
     def disconnected(self, session: Session, reason: Exception | None) -> None:
         self.events.append(reason or "disconnected")
 

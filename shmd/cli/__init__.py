@@ -9,6 +9,7 @@ Exit statuses, the same for every command:
 | 2      | the command line cannot be: usage on standard error                                       |
 | 69     | no daemon there (EX_UNAVAILABLE)                                                          |
 | 128+n  | ended by signal n: 130 by Ctrl-C, 143 by SIGTERM, 141 where the reader of the output left |
+|        | (for ``pub --require-subscribers``, the topic's last subscriber)                          |
 
 Only a defect of shmd itself shows a traceback.
 """
@@ -25,7 +26,7 @@ import click
 
 import shmd
 from shmd.cli.common import EXIT_SIGNAL, Interrupted
-from shmd.errors import DaemonUnavailable, ShmdError
+from shmd.errors import DaemonUnavailable, NoSubscribers, ShmdError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,8 @@ class _Commands(click.Group):
         except BrokenPipeError:
             _discard_output()
             ctx.exit(EXIT_SIGNAL + signal.SIGPIPE)
+        except NoSubscribers as error:
+            _fail(ctx, str(error), EXIT_SIGNAL + signal.SIGPIPE)
         except DaemonUnavailable as error:
             _fail(ctx, str(error), EXIT_UNAVAILABLE)
         except ShmdError as error:

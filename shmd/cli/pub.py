@@ -3,6 +3,9 @@
 What one read of standard input completes is published at once, in batches: a lone line never waits for company, and a
 file goes some hundred records to a commit. Everything before a bad line is published, nothing after it. JSON that
 msgpack has no word for, integers beyond 64 bits, is an error; NaN and Infinity are no JSON.
+
+``--require-subscribers`` behaves like a redirection to a FIFO: opening waits for a reader, and a write that finds none
+ends the command with the status of SIGPIPE, though with a word of why. Like there, it is the next write that finds out.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import msgspec
 from shmd import limits
 from shmd.cli.common import connect, daemon_options, mode, run, size
 from shmd.cli.streams import Frames, InputError, InputReader, Lines
-from shmd.errors import RecordTooLarge
+from shmd.errors import NoSubscribers, RecordTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -95,6 +98,11 @@ def batches(payloads: Iterable[bytes], bytes_max: int) -> Iterator[list[bytes]]:
 @click.option("--count", type=click.IntRange(min=1), help="End after this many records.")
 @click.option("--raw", is_flag=True, help="Records are bytes, each after its length as 4 bytes, little-endian.")
 @click.option("--wait-subscribers", type=click.IntRange(min=1), metavar="N", help="Begin once N subscribers are there.")
+@click.option(
+    "--require-subscribers",
+    is_flag=True,
+    help="Begin once a subscriber is there, and end, as by SIGPIPE, at the first record that finds none.",
+)
 @click.option("--size", type=size, help="Of a new topic, like 16MiB.")
 @click.option("--when-full", type=click.Choice(["discard-old", "wait"]), help="What publishing to a full topic does.")
 @click.option("--exclusive", is_flag=True, default=None, help="Be the topic's only publisher.")
@@ -117,14 +125,15 @@ async def _publish_input(
     *,
     count: int | None,
     wait_subscribers: int | None,
+    require_subscribers: bool,
     **options: Any,
 ) -> None:
     async with (
         connect(socket_path, instance, "shmd pub") as client,
-        client.publisher(topic, codec="raw", **options) as publisher,
+        client.publisher(topic, codec="raw", require_subscribers=require_subscribers, **options) as publisher,
     ):
-        if wait_subscribers is not None:
-            await publisher.wait_for_subscribers(wait_subscribers)
+        if wait_subscribers is not None or require_subscribers:
+            await publisher.wait_for_subscribers(wait_subscribers or 1)
         bytes_max = min(BATCH_BYTES_MAX, publisher.record_size_max)
         reader, published = InputReader(STDIN), 0
         while count is None or published < count:
@@ -135,6 +144,8 @@ async def _publish_input(
                     await publisher.publish_many(batch)
                 except RecordTooLarge as error:
                     raise RecordTooLarge(f"record {published + 1}: {error.message}", error.hint) from None
+                except NoSubscribers:
+                    raise NoSubscribers(f"the subscribers of {topic!r} left after {published} records") from None
                 published += len(batch)
             if not data:
                 break

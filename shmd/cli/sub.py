@@ -16,7 +16,7 @@ import msgspec
 
 from shmd.cli.common import connect, daemon_options, run
 from shmd.cli.streams import OutputWriter, frame
-from shmd.errors import DecodeError
+from shmd.errors import DecodeError, TopicClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,7 @@ def start_type(text: str) -> Start:
 @click.option("--start", type=start_type, default="new", show_default=True, help="new, last, all, SEQ or a time.")
 @click.option("--raw", is_flag=True, help="Write payloads, each after its length as 4 bytes, little-endian.")
 @click.option("--json", "whole", is_flag=True, help="Write whole records: topic, seq, time_ns, publisher, lost, value.")
+@click.option("--until-closed", is_flag=True, help="End when all publishers have gone and all was read.")
 @click.option("--tap", is_flag=True, help="Only listen: never hold publishers back.")
 @daemon_options
 def sub(
@@ -65,16 +66,19 @@ def sub(
     start: Start,
     raw: bool,
     whole: bool,
+    until_closed: bool,
     tap: bool,
 ) -> None:
     """Write each record of TOPIC (or of all topics that match a pattern) as a line of JSON.
 
-    TOPIC need not exist yet.
+    TOPIC need not exist yet. With --until-closed, one that has no publisher yet is waited for; those that came and went
+    before count as well, unless it starts at new.
     """
     if raw and whole:
         raise click.UsageError("--raw and --json exclude each other")
     encode = _encode_raw if raw else _encode_whole if whole else _encode_values
-    run(_write_records(topic, socket_path, instance, encode, count=count, start=start, tethered=not tap))
+    options = {"start": start, "tethered": not tap, "until_closed": until_closed}
+    run(_write_records(topic, socket_path, instance, encode, count=count, **options))
 
 
 async def _write_records(
@@ -93,6 +97,8 @@ async def _write_records(
                 records = await subscription.get_many(wanted)
                 await _write(output, records, encode)
                 written += len(records)
+        except TopicClosed:
+            return  # the end of what --until-closed asked for
         finally:
             if subscription.lost:
                 click.echo(f"shmd: {subscription.lost} records lost", err=True)

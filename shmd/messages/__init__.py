@@ -35,6 +35,7 @@ from shmd.messages.topics import (
     OpenSubscriber,
     Peek,
     PublisherGranted,
+    PublishersGone,
     PublisherStat,
     RemoveTopic,
     ReportStall,
@@ -52,6 +53,7 @@ from shmd.messages.topics import (
     Untethered,
     WaitSubscribers,
     Watch,
+    WatchPublishers,
 )
 from shmd.messages.words import Backing, Lifetime, Notifier, Sync, WhenFull
 
@@ -76,6 +78,7 @@ __all__ = [
     "Peek",
     "PublisherGranted",
     "PublisherStat",
+    "PublishersGone",
     "Refused",
     "RemoveSegment",
     "RemoveTopic",
@@ -109,6 +112,7 @@ __all__ = [
     "Untethered",
     "WaitSubscribers",
     "Watch",
+    "WatchPublishers",
     "Welcome",
     "WhenFull",
 ]
@@ -121,6 +125,7 @@ Request: TypeAlias = Union[  # noqa: UP007 - msgspec needs a runtime union
     Joined,
     Peek,
     Watch,
+    WatchPublishers,
     Close,
     ListTopics,
     StatTopic,
@@ -151,5 +156,5 @@ Reply: TypeAlias = Union[  # noqa: UP007
     SegmentList,
     SegmentStatReply,
 ]
-Event: TypeAlias = Union[TopicAdded, TopicGone, Untethered, SegmentGone]  # noqa: UP007
+Event: TypeAlias = Union[TopicAdded, TopicGone, Untethered, PublishersGone, SegmentGone]  # noqa: UP007
 Outbound: TypeAlias = Union[Reply, Event]  # noqa: UP007

@@ -138,6 +138,18 @@ class Joined(Message, frozen=True, kw_only=True, tag="joined"):
     handle: RequestId
 
 
+class WatchPublishers(Message, frozen=True, kw_only=True, tag="watch-publishers"):
+    """Tell the subscriber ``handle`` by ``PublishersGone``, once, when its topic has had a publisher and has none left.
+
+    Publishers count that were there when the subscriber was granted its slot, or came later; with ``past`` also those
+    that had gone before. Reply: ``Done``, also when there is no such handle (any more). It ends with the connection.
+    """
+
+    id: RequestId
+    handle: RequestId
+    past: bool = False
+
+
 class Peek(Message, frozen=True, kw_only=True, tag="peek"):
     """Attach an existing topic's log to look at its newest record: no slot, no bells. Reply: ``TopicReply``."""
 
@@ -244,6 +256,15 @@ class TopicGone(Message, frozen=True, kw_only=True, tag="topic-gone"):
 
     topic: TopicName
     topic_id: Id16
+
+
+class PublishersGone(Message, frozen=True, kw_only=True, tag="publishers-gone"):
+    """All publishers have closed or are proven dead: what the subscriber ``handle`` of this client finds in the log
+    when it hears of it is all that they published.
+    """
+
+    topic: TopicName
+    handle: RequestId
 
 
 class Untethered(Message, frozen=True, kw_only=True, tag="untethered"):

@@ -37,17 +37,19 @@ def adopt(
             if participant.seat is not None and participant.topic_id == info.topic_id
         )
         seats = Seats(state.quotas.subscribers_per_topic, adopted.incarnation_max, taken)
-        topic = Topic(info, state.ownership(info), adopted.declared_by, seats)
+        had = int(adopted.published)
+        topic = Topic(info, state.ownership(info), adopted.declared_by, seats, publishers_had=had)
         state.topics[info.name] = by_id[info.topic_id] = topic
     segments.adopt(state, segment_infos)
     used = {segment.info.segment_id: segment for segment in state.segments.existing.values()}
+    had_before = {topic_id: topic.publishers_had for topic_id, topic in by_id.items()}
     for participant in participants:
-        client = _client(state, participant)
+        client, topic_id = _client(state, participant), participant.topic_id
         if participant.kind == "segment":
-            segment = used[participant.topic_id]
+            segment = used[topic_id]
             segments.enter(state, segment, participant.handle, SegmentUse(segment.info.name, client))
         else:
-            _seat(state, by_id[participant.topic_id], client, participant)
+            _seat(state, by_id[topic_id], client, participant, had_before[topic_id])
     for client in state.absent.values():
         client.absences = 1
         state.effects.append(AwaitResume(client.number, client.absences))
@@ -66,12 +68,12 @@ def _client(state: State, participant: Participant) -> Client:
     return client
 
 
-def _seat(state: State, topic: Topic, client: Client, participant: Participant) -> None:
+def _seat(state: State, topic: Topic, client: Client, participant: Participant, had_before: int) -> None:
     name, seat = topic.info.name, participant.seat
     if seat is None:
         state.open_handle(client, participant.handle, Publisher(name, participant.number, client))
     elif participant.kind == "kept":
         state.add_kept(topic, client, participant.handle, seat)
     else:
-        state.open_handle(client, participant.handle, Subscriber(name, seat, client))
+        state.open_handle(client, participant.handle, Subscriber(name, seat, client, had_before))
         topic.joined.add((client.number, participant.handle))

@@ -91,11 +91,15 @@ class ForgetParticipant:
 
 @dataclass(frozen=True, slots=True)
 class AdoptedTopic:
-    """A topic that a former daemon left. No incarnation up to ``incarnation_max`` may be granted again."""
+    """A topic that a former daemon left. No incarnation up to ``incarnation_max`` may be granted again.
+
+    ``published``: whether it has ever had a record, and so a publisher.
+    """
 
     info: TopicInfo
     declared_by: int
     incarnation_max: int
+    published: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +157,16 @@ class Untether:
 
 @dataclass(frozen=True, slots=True)
 class GrantSlot:
-    """Give the slot to a new subscriber, its cursor at position 0, holding publishers back there if ``tethered``."""
+    """Give the slot to a new subscriber, its cursor at position 0.
+
+    ``live``: that is where it begins, so that it counts as a subscriber at once, and holds publishers back there if
+    ``tethered``. Otherwise it counts from when it has found its place.
+    """
 
     topic: str
     slot: int
     incarnation: int
+    live: bool
     tethered: bool
 
 

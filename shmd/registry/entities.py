@@ -102,9 +102,12 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
+    """``published_before``: how many publishers the topic had had, and lost, when this was granted."""
+
     topic: str
     seat: Seat
     client: Client
+    published_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,12 @@ class Creation(Generic[S]):
 
 @dataclass(slots=True)
 class Topic:
-    """One that exists. ``declared_by``: the uid that had it created. ``idleness``: how often it has become idle."""
+    """One that exists. ``declared_by``: the uid that had it created. ``idleness``: how often it has become idle.
+
+    ``publishers_had``: how many publishers it has had, those it has now among them; whoever came and went under a
+    former daemon counts as one if there are records. ``endings``: by the keys of connected subscribers that want to be
+    told of their end, more than how many publishers the topic must have had by then.
+    """
 
     info: TopicInfo
     ownership: Ownership
@@ -181,6 +189,8 @@ class Topic:
     joined: set[Key] = field(default_factory=set)
     kept: dict[Key, Kept] = field(default_factory=dict)
     waits: dict[Key, Request] = field(default_factory=dict)
+    endings: dict[Key, int] = field(default_factory=dict)
+    publishers_had: int = 0
     idleness: int = 0
 
     @property

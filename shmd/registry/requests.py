@@ -24,6 +24,7 @@ from shmd.registry.effects import (
     SlotHolder,
     StopDaemon,
 )
+from shmd.registry.endings import watch_publishers
 from shmd.registry.entities import Creation, Kept, Publisher, SegmentUse, Subscriber, Watch
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def _check_hello(identity: Identity, message: protocol.Hello) -> None:
     if ours and theirs and ours != theirs:
         raise NamespaceMismatch(
             f"the client is in IPC namespace {theirs}, the daemon in {ours}: they cannot share segments",
-            "let the client's container share the daemon's: --ipc=host",
+            "let the client's container share the daemon's (--ipc=host, or --ipc=container:NAME), "
+            f"or run it there with: nsenter --ipc -t {identity.credentials.pid}",
         )
 
 
@@ -242,8 +244,9 @@ def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscri
                 "close some subscriptions",
             )
         # No tether at position 0, where it would hold publishers up until the subscriber has found its start.
-        state.grant_slot(topic, seat, tethered=False)
-    state.open_handle(client, message.id, Subscriber(message.topic, seat, client))
+        state.grant_slot(topic, seat, live=False, tethered=False)
+    had_before = 0 if from_start else topic.publishers_had - len(topic.publishers)
+    state.open_handle(client, message.id, Subscriber(message.topic, seat, client, had_before))
     state.note(client, message.id, topic.info.topic_id, "subscriber", seat=seat, tethered=message.tethered)
     if from_start and message.watch:
         state.effects.append(ForgetParticipant(client.number, message.watch, topic.info.topic_id))
@@ -320,6 +323,7 @@ _HANDLERS: Final[dict[type, Callable[[State, Client, Any], None]]] = {
     protocol.Joined: _joined,
     protocol.Peek: _peek,
     protocol.Watch: _watch,
+    protocol.WatchPublishers: watch_publishers,
     protocol.Close: _close,
     protocol.ListTopics: _list_topics,
     protocol.StatTopic: _stat_topic,

@@ -24,6 +24,7 @@ from shmd.registry.effects import (
     Send,
     Untether,
 )
+from shmd.registry.endings import settle_endings
 from shmd.registry.entities import PUBLISHER_NUMBER_MAX, Client, Kept, Publisher, SegmentUse, Subscriber, Watch
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class State:
                 del client.handles[request_id], self.watches[client.number, request_id]
             elif isinstance(handle, Publisher):
                 self.ring(handle.topic)  # it may have died between its commit and its bell
+            elif isinstance(handle, Subscriber):
+                self.topics[handle.topic].endings.pop((client.number, request_id), None)
         self.absent[client.number] = client
         if not self.forget_empty(client):
             self.effects.append(AwaitResume(client.number, client.absences))
@@ -202,6 +205,7 @@ class State:
         client.handles[request_id] = handle
         if isinstance(handle, Publisher):
             topic.publishers[key] = handle
+            topic.publishers_had += 1
         else:
             topic.subscribers[key] = handle
         self.participants += 1
@@ -238,11 +242,13 @@ class State:
             case Publisher():
                 topic = self.topics[handle.topic]
                 del topic.publishers[key]
+                settle_endings(self, topic)
                 self._parted(topic, key)
             case Subscriber():
                 topic = self.topics[handle.topic]
                 del topic.subscribers[key]
                 topic.joined.discard(key)
+                topic.endings.pop(key, None)
                 self._release(topic, handle.seat)
                 self._parted(topic, key)
             case Watch():
@@ -263,17 +269,17 @@ class State:
 
     # --- slots ---
 
-    def grant_slot(self, topic: Topic, seat: Seat, *, tethered: bool) -> None:
+    def grant_slot(self, topic: Topic, seat: Seat, *, live: bool, tethered: bool) -> None:
         """Where the log gives up its oldest records, no tether holds anybody back."""
         tethered = tethered and topic.info.when_full == "wait"
-        self.effects.append(GrantSlot(topic.info.name, seat.slot, seat.incarnation, tethered))
+        self.effects.append(GrantSlot(topic.info.name, seat.slot, seat.incarnation, live, tethered))
 
     def keep_seat(self, topic: Topic, watch: Watch, request_id: int) -> None:
         """Keep a seat for the watch, if there is one left, with a cursor that waits for the very first record."""
         if self.participants >= self.quotas.participants or not (seat := topic.seats.take()):
             return
         self.add_kept(topic, watch.client, request_id, seat)
-        self.grant_slot(topic, seat, tethered=watch.tethered)
+        self.grant_slot(topic, seat, live=True, tethered=watch.tethered)
         self.note(watch.client, request_id, topic.info.topic_id, "kept", seat=seat, tethered=watch.tethered)
 
     def add_kept(self, topic: Topic, client: Client, watch: int, seat: Seat) -> None:

@@ -53,7 +53,7 @@ static inline void topic_close(struct topic *t) {
 }
 
 static inline void reader_open(struct shmd_reader *r, struct topic *t, uint32_t slot, uint32_t incarnation, bool tethered) {
-    CHECK(shmd_slot_grant(&t->log, slot, incarnation, false) == 0);
+    CHECK(shmd_slot_grant(&t->log, slot, incarnation, false, false) == 0);
     CHECK(shmd_reader_init(r, &t->log, slot, incarnation, tethered, -1) == 0);
 }
 

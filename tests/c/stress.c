@@ -105,7 +105,7 @@ static void run(uint32_t flags) {
     CHECK(record_bell >= 0 && space_bell >= 0);
     store_relaxed(&reading, 0);
     for (uint32_t i = 0; i < READERS; i++)
-        CHECK(shmd_slot_grant(&topic.log, i, 1, false) == 0);
+        CHECK(shmd_slot_grant(&topic.log, i, 1, false, false) == 0);
     for (uintptr_t i = 0; i < READERS; i++)
         CHECK(pthread_create(&readers[i], NULL, subscribe, (void *)i) == 0);
     while (load_seq(&reading) < READERS) /* SYNC: pairs with the add in subscribe */

@@ -311,13 +311,49 @@ static void join_rings_for_the_room_that_it_makes(void) {
     uint64_t seq;
     topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
     shmd_appender_init(&a, &t.log, 3, -1);
-    CHECK(shmd_slot_grant(&t.log, 0, 1, true) == 0); /* kept at position 0 for a subscriber to come */
+    CHECK(shmd_slot_grant(&t.log, 0, 1, true, true) == 0); /* kept at position 0 for a subscriber to come */
     while (put(&a, 100, &seq) == SHMD_OK) {}
     CHECK(shmd_appender_arm(&a) == SHMD_OK);
     CHECK(shmd_reader_init(&r, &t.log, 0, 1, true, -1) == SHMD_OK);
     CHECK(shmd_seek_new(&r) == SHMD_OK && shmd_join(&r) == SHMD_OK);
     CHECK(load_relaxed(&t.log.ctl->space_rung) == load_relaxed(&t.log.header->space_armed)); /* it rang */
     CHECK(put(&a, 100, &seq) == SHMD_OK);
+    shmd_reader_free(&r);
+    topic_close(&t);
+}
+
+static void subscriber_counts_from_its_join_to_its_leave_or_its_burial(void) {
+    struct topic t;
+    struct shmd_reader r;
+    uint32_t slot = 0, incarnation = 99;
+    topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_EMPTY && incarnation == 99);
+    reader_open(&r, &t, 2, 7, true);
+    slot = 0;
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_EMPTY); /* granted, but it has not joined */
+    CHECK(shmd_seek_new(&r) == SHMD_OK && shmd_join(&r) == SHMD_OK);
+    slot = 0;
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_OK && slot == 2 && incarnation == 7);
+    CHECK(shmd_slot_untether(&t.log, 2, 7));
+    slot = 2;
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_OK); /* it lost its tether, no more */
+    slot = 3;
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_EMPTY);
+    slot = UINT32_MAX;
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_EMPTY);
+    CHECK(!shmd_slot_bury(&t.log, 2, 6) && shmd_slot_bury(&t.log, 2, 7) && !shmd_slot_bury(&t.log, 2, 7));
+    CHECK(!shmd_slot_bury(&t.log, 4, 7));
+    slot = 0;
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_EMPTY);
+    CHECK(shmd_word_incarnation(load_relaxed(&t.log.slots[2].word)) == 7); /* the slot is not free yet */
+    CHECK(shmd_slot_grant(&t.log, 3, 1, true, false) == 0);
+    store_relaxed(&t.log.ctl->slot_high, UINT32_MAX); /* forged: no look beyond the slots */
+    slot = 0;
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_OK && slot == 3 && incarnation == 1);
+    shmd_slot_release(&t.log, 3, 1);
+    slot = 0;
+    CHECK(shmd_next_live(&t.log, &slot, &incarnation) == SHMD_EMPTY && slot == 4);
+    shmd_leave(&r);
     shmd_reader_free(&r);
     topic_close(&t);
 }
@@ -403,6 +439,7 @@ int main(void) {
     untethered_reader_keeps_its_slot_and_holds_nobody();
     tether_beside_a_dead_claim_loses_nothing();
     join_rings_for_the_room_that_it_makes();
+    subscriber_counts_from_its_join_to_its_leave_or_its_burial();
     reservation_becomes_a_record();
     damaged_newest_record_is_an_error_not_a_wait();
     another_identity_is_refused();

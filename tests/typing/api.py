@@ -34,7 +34,7 @@ async def declaring(client: shmd.Client) -> None:
 
 
 async def publishing(client: shmd.Client) -> None:
-    async with client.publisher("t", size=65536) as publisher:
+    async with client.publisher("t", size=65536, require_subscribers=True) as publisher:
         assert_type(publisher, shmd.Publisher[Any])
         assert_type(await publisher.publish({"a": 1}), int)
         assert_type(publisher.publish_nowait([1, 2]), int)
@@ -56,7 +56,7 @@ async def subscribing(client: shmd.Client) -> None:
             assert_type((record.seq, record.time, record.topic, record.publisher, record.lost, record.raw),
                         tuple[int, float, str, int, int, bytes])  # fmt: skip
         assert_type(subscription.lost, int)
-    async with client.subscribe("t", start="all", type=Price) as prices:
+    async with client.subscribe("t", start="all", type=Price, until_closed=True) as prices:
         assert_type(prices, shmd.Subscription[Price])
         async for price in prices:
             assert_type(price.value, Price)
