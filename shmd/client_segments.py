@@ -9,8 +9,9 @@ import msgspec
 from shmd import names, protocol
 from shmd.errors import SegmentNotFound
 from shmd.opener import Opener
-from shmd.raw_segment import Segment, SegmentSeat
+from shmd.raw_segment import Segment
 from shmd.segment_options import make_segment_options
+from shmd.segment_seat import SegmentSeat
 from shmd.sysv import SegmentStat
 
 if TYPE_CHECKING:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shmd import _core
-    from shmd.raw_segment import SegmentSeat
     from shmd.seat import Doze, Granted, Seat, TopicSeat
+    from shmd.segment_seat import SegmentSeat
     from shmd.session import Bells, Session
 
 logger = logging.getLogger("shmd.client")

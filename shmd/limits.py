@@ -122,7 +122,7 @@ TOPICS_MAX: Final = 2_000
 """Two segments each; a System V namespace holds 4,096 by default (SHMMNI)."""
 SEGMENTS_MAX: Final = 1_024
 """Raw segments: a quarter of the 4,096 that a System V namespace holds by default (SHMMNI); half a MiB of roster."""
-FILE_BYTES_DEFAULT: Final = 64 * GIB
+FILE_BYTES_DEFAULT: Final = 16 * GIB
 """All segments of one daemon that are files, together, unless configured: a disk is larger than memory, but shared."""
 FILE_SYNC_INTERVAL_S: Final = 1.0
 """How often the daemon has files with ``sync="interval"`` written to the disk: what a power failure may cost."""

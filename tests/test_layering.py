@@ -80,6 +80,7 @@ LAYERS: Final = {
     "retake": 4,
     "seat": 4,
     "segment_options": 4,
+    "segment_seat": 4,
     "segment_lock": 4,
     "session": 4,
     "start": 4,
