@@ -54,13 +54,11 @@ class SegmentLock:
         ``SegmentAccessDenied``, ``ClosedError``, ``ForkedError``.
         """
         self._check_usable()
-        async with asyncio.timeout(timeout):
-            await self._turn.acquire()
-            try:
-                await self._take()
-            except BaseException:
-                self._turn.release()
-                raise
+        if timeout is None:
+            await self._take_in_turn()
+        else:
+            async with asyncio.timeout(timeout):
+                await self._take_in_turn()
 
     def acquire_nowait(self) -> None:
         """Take the lock now; as ``acquire``, but ``SegmentLocked`` where that would wait."""
@@ -127,6 +125,14 @@ class SegmentLock:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+    async def _take_in_turn(self) -> None:
+        await self._turn.acquire()
+        try:
+            await self._take()
+        except BaseException:
+            self._turn.release()
+            raise
 
     async def _take(self) -> None:
         """The semaphore, when it is this task's turn. No await comes after it is taken."""
