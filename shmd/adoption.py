@@ -2,6 +2,7 @@
 
     roster ─▶ topics being removed: finish ─▶ topics: verify, attach ─▶ raw segments: the same
            ─▶ slots that nobody has: release ─▶ participants of what is there ─▶ intents: remove half-made segments
+           ─▶ bells: store new ones
 
 Any step may be cut short by a kill, and is then done again by the next daemon: none of them depends on having been
 done once only. Nothing is removed that the roster does not name and the kernel does not confirm as ours (``cuid``).
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from shmd.bell_store import BellStore
     from shmd.file_store import StoredFile
     from shmd.roster import Roster
     from shmd.segment_store import StoredSegment
@@ -130,16 +132,17 @@ def _participant(row: ParticipantRow) -> Participant:
     )
 
 
-def adopt(roster: Roster, state_dir: Path) -> Estate:
+def adopt(roster: Roster, bells: BellStore, state_dir: Path) -> Estate:
     """Take back all that is still what the roster says, and clean up after the daemon that wrote it."""
     estate = Estate()
     try:
         for row in sorted(roster.topics(), key=lambda row: row.name):
-            _adopt_topic(roster, row, estate)
+            _adopt_topic(roster, row, estate, bells)
             failpoint.reach("topic-adopted")
         adopt_segments(roster, estate.segments, state_dir)
         _adopt_participants(roster, estate)
         _resolve_intents(roster)
+        _settle_bells(bells, estate)
         failpoint.reach("adopted")
     except BaseException:
         held: list[StoredTopic | StoredSegment | StoredFile] = [*estate.stored.values(), *estate.segments.values()]
@@ -152,7 +155,7 @@ def adopt(roster: Roster, state_dir: Path) -> Estate:
 # --- topics -----------------------------------------------------------------------------------------------------------
 
 
-def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate) -> None:
+def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate, bells: BellStore) -> None:
     if row.state == REMOVING:
         _finish_removal(roster, row)
         return
@@ -160,7 +163,7 @@ def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate) -> None:
         logger.error("topic %s is left alone, as before: its segments %d and %d are damaged", *_named(row))
         return
     try:
-        stored = topic_store.adopt(topic_info(row))
+        stored = topic_store.adopt(topic_info(row), bells.take(row.topic_id))
     except _GONE:
         _settle_missing(roster, row)
     except (CorruptTopic, SegmentAccessDenied) as error:
@@ -219,6 +222,13 @@ def _remove(shmid: int) -> None:
         segment.remove(shmid)
     except ShmdError as error:
         logger.warning("%s", error)
+
+
+def _settle_bells(bells: BellStore, estate: Estate) -> None:
+    topics = {topic.info.topic_id: topic.bells for topic in estate.stored.values()}
+    bells.settle(topics)
+    for topic_id, made in topics.items():
+        bells.keep(topic_id, made)
 
 
 # --- participants -----------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shmd.adoption import Estate
+    from shmd.bell_store import BellStore
     from shmd.policy import Credentials
     from shmd.registry import Effect, Registry
     from shmd.roster import Roster
@@ -97,6 +98,7 @@ class Broker:
         loop: asyncio.AbstractEventLoop,
         registry: Registry,
         roster: Roster,
+        bells: BellStore,
         *,
         generation: int,
         instance_id: bytes,
@@ -109,6 +111,7 @@ class Broker:
         self._loop = loop
         self._registry = registry
         self._roster = roster
+        self._bells = bells
         self._instance_id = instance_id
         self._on_stop = on_stop
         self._numbers = itertools.count(generation << _CLIENT_BITS | 1)
@@ -182,6 +185,7 @@ class Broker:
         topic.close(remove=remove)
         if remove or (info.lifetime == "attached" and not topic.exists()):
             self._roster.forget_topic(info.topic_id)
+            self._bells.forget(info.topic_id)
 
     # --- events -------------------------------------------------------------------------------------------------------
 
@@ -297,6 +301,7 @@ class Broker:
         topic.close(remove=True)
         failpoint.reach("segments-removed")
         self._roster.forget_topic(topic.info.topic_id)
+        self._bells.forget(topic.info.topic_id)
         self._stalls.forget(name)
 
     def _look_for_stall(self, effect: LookForStall) -> None:
@@ -338,6 +343,7 @@ class Broker:
         else:
             logger.info("topic %s of %s is made", name, format_size(effect.settings.size_bytes))
             self._topics[name] = made
+            self._bells.keep(made.info.topic_id, made.bells)
             self._perform(self._registry.topic_created(name, made.info))
 
     def _note_topic(self, made: StoredTopic, declared_by: int) -> None:

@@ -8,7 +8,7 @@ starts and ends, and installs no signal handlers: whoever runs it ends it by can
 block. What it does for its clients is in ``broker``.
 
 Its topics outlive it. What there is, and who takes part, stands in its ``roster``, which the instance's next daemon
-finds; ``adoption`` tells how it goes on from there.
+finds; ``adoption`` tells how it goes on from there, and ``bell_store`` how their bells do.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from shmd import adoption, liveness, systemd, topic_store
+from shmd.bell_store import BellStore, is_stored_bell
 from shmd.broker import Broker
 from shmd.errors import ConfigError, UsageError
 from shmd.listener import Listener
@@ -66,25 +67,28 @@ class Daemon:
             loop = asyncio.get_running_loop()
             _raise_descriptor_limit()
             undo.callback(os.close, _lock_instance(self._config))
+            sockets, bells = _inherit()
+            undo.push_async_callback(asyncio.to_thread, bells.close)
             roster = open_roster(self._config.instance, self._config.instance_id())
             undo.callback(roster.close, remove=self._config.ephemeral)
-            broker = self._broker(loop, roster)
+            broker = self._broker(loop, roster, bells)
             undo.push_async_callback(broker.close, remove=self._config.ephemeral)
-            self._listener = _listen(loop, self._config, broker)
+            self._listener = _listen(loop, self._config, broker, sockets)
             undo.callback(self._listener.close)
             self._resources = undo.pop_all()
         logger.info("listening on %s", self.socket_path)
 
-    def _broker(self, loop: asyncio.AbstractEventLoop, roster: Roster) -> Broker:
+    def _broker(self, loop: asyncio.AbstractEventLoop, roster: Roster, bells: BellStore) -> Broker:
         """With all that the daemon before left."""
         generation = roster.take_over()
-        estate = adoption.adopt(roster, self._config.instance_state_dir)
+        estate = adoption.adopt(roster, bells, self._config.instance_state_dir)
         if estate.topics:
             logger.info("adopted %d topics with %d participants", len(estate.topics), len(estate.participants))
         broker = Broker(
             loop,
             Registry(_identity(self._config, roster), _quotas(self._config)),
             roster,
+            bells,
             generation=generation,
             instance_id=self._config.instance_id(),
             state_dir=self._config.instance_state_dir,
@@ -161,12 +165,18 @@ def _lock_instance(config: DaemonConfig) -> int:
     return fd
 
 
-def _listen(loop: asyncio.AbstractEventLoop, config: DaemonConfig, broker: Broker) -> Listener:
+def _inherit() -> tuple[list[int], BellStore]:
+    """The sockets that the service manager listens on, and the bells that it kept."""
     inherited = systemd.inherited_descriptors()
-    if len(inherited) > 1:
-        raise ConfigError(f"the service manager passed {len(inherited)} sockets", "leave one in the socket unit")
-    if inherited:
-        return Listener.adopt(loop, inherited[0].fd, broker.accept)
+    sockets = [one.fd for one in inherited if not is_stored_bell(one)]
+    return sockets, BellStore(filter(is_stored_bell, inherited))
+
+
+def _listen(loop: asyncio.AbstractEventLoop, config: DaemonConfig, broker: Broker, sockets: list[int]) -> Listener:
+    if len(sockets) > 1:
+        raise ConfigError(f"the service manager passed {len(sockets)} sockets", "leave one in the socket unit")
+    if sockets:
+        return Listener.adopt(loop, sockets[0], broker.accept)
     return Listener.bind(loop, config.socket_path, broker.accept, mode=config.socket_mode)
 
 

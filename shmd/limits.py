@@ -132,6 +132,10 @@ PARTICIPANTS_MAX: Final = 16_384
 """Publishers, subscribers and users of segments, all together: rows of the roster, 3 MiB of address space, touched as
 needed.
 """
+STORED_DESCRIPTORS_MAX: Final = 2 * TOPICS_MAX
+"""Bells that the service manager keeps, two of each topic: FileDescriptorStoreMax= in the units says the same."""
+STORE_MESSAGES_MAX: Final = 2 * STORED_DESCRIPTORS_MAX
+"""On their way to the service manager: every bell once, and every one removed. More, and bells are not stored."""
 INTENTS_MAX: Final = 64
 """Topics and segments in the making at one time: more wait for their turn."""
 ROSTER_CANDIDATES: Final = 8

@@ -14,6 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from shmd import limits
 from shmd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LISTEN_FDS_START: Final = 3
-_LISTEN_FDS_MAX: Final = 1024
-"""More is not a service manager's handiwork."""
+_LISTEN_FDS_MAX: Final = limits.STORED_DESCRIPTORS_MAX + 16
+"""All that may be stored, and some sockets. More is not a service manager's handiwork."""
 _FD_NAME_CHARS_MAX: Final = 255
 _SEND_TIMEOUT_S: Final = 1.0
 """A manager that does not take its mail for so long is stuck; the service goes on without it."""

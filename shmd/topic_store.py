@@ -184,19 +184,21 @@ def create(
         return StoredTopic(info, core, [log, ctl], bells)
 
 
-def adopt(info: TopicInfo) -> StoredTopic:
-    """Take back a topic that an earlier daemon made.
+def adopt(info: TopicInfo, bells: Sequence[int] | None) -> StoredTopic:
+    """Take back a topic that an earlier daemon made, with ``bells`` if that left any, else with new ones.
 
     Raises ``CorruptTopic`` if its segments are not what ``info`` says, ``SegmentInvalid`` if one is gone, and
     ``LimitExceeded`` (descriptors); then nothing stays attached.
     """
     with ExitStack() as undo:
+        for bell in bells or ():
+            undo.callback(os.close, bell)
         log = _attach(info.log_id, info.log_key, log_bytes(info.size_bytes), undo, readonly=True)
         ctl = _attach(info.ctl_id, info.ctl_key, CTL_BYTES, undo, readonly=False)
         core = _core.Log(log.mapping, ctl.mapping, **_identity(info))
         undo.callback(core.close)
         core.stat()  # damage shows here
-        bells = make_bells(undo)
+        bells = bells or make_bells(undo)
         undo.pop_all()
         return StoredTopic(info, core, [log, ctl], bells)
 

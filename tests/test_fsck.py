@@ -225,4 +225,7 @@ async def test_roster_of_attached_topics_is_alive_as_long_as_a_client_has_it(shm
         ]
         assert [roster.running for roster in left.rosters] == [False]
         assert inventory.remove_instance(instance) == [], "it goes by itself"
+        shell = Shell(shmd_daemon.socket_path)
+        shell.run("purge", "--instance", shmd_daemon.instance)  # there is nothing to confirm
+        shell.close()
     assert inventory.take().of(instance).segments == ()

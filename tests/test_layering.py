@@ -36,6 +36,7 @@ LAYERS: Final = {
     "adoption": 2,
     "attachment": 2,
     "backing_file": 2,
+    "bell_store": 2,
     "cell": 2,
     "cell_types": 2,
     "codec": 2,

@@ -444,6 +444,17 @@ class TestFinding:
                 RosterReader(written.id)
             raw.buf[8:12] = layout.VERSION.to_bytes(4, "little")
 
+    def test_daemon_refuses_a_roster_of_another_major_version_of_its_own_instance_only(self) -> None:
+        opened, other = open_roster("test", INSTANCE_ID), open_roster("other", bytes(16))
+        with RosterReader(opened.id), RosterReader(other.id), segment.attach(opened.id, readonly=False) as raw:
+            raw.buf[8:12] = (2 << 16).to_bytes(4, "little")
+            for each in (opened, other):
+                each.close(remove=True)
+            again = open_roster("other", bytes(16))
+            with pytest.raises(VersionMismatch):
+                open_roster("test", INSTANCE_ID)
+        again.close(remove=True)
+
     def test_segment_that_is_none_is_refused(self) -> None:
         with segment.create(4096) as other:
             with pytest.raises(ConfigError, match="no roster"):

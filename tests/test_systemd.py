@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shmd import systemd
+from shmd import limits, systemd
 from shmd.errors import ConfigError
 from tests.children import in_child
 
@@ -173,6 +173,7 @@ class TestUnits:
         assert settings["StateDirectory"] == "shmd"
         assert settings["StartLimitIntervalSec"] == "0"
         assert settings["Type"] == "notify"
+        assert int(settings["FileDescriptorStoreMax"]) == limits.STORED_DESCRIPTORS_MAX
 
     def test_system_unit_keeps_segments_over_restarts(self) -> None:
         settings = parse(UNITS / "shmd.service")

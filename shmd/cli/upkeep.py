@@ -85,10 +85,11 @@ async def _stop(socket_path: str | None, instance: str | None) -> None:
 def _purge_without_daemon(instance: str, unavailable: DaemonUnavailable, *, yes: bool) -> None:
     """By the roster that the daemon left; if there is none, the daemon is what was missing."""
     instance_bytes = instance_id(instance, os.getuid())
-    segments = inventory.take().of(instance_bytes).segments
-    if not segments:
+    found = inventory.take().of(instance_bytes).segments
+    if not found:
         raise unavailable
-    if not yes:
+    segments = [one for one in found if not one.stat.removed]  # those go by themselves, with whoever is attached
+    if segments and not yes:
         _show(inventory.in_order(segments))
         click.confirm(f"There is no daemon. Remove these {len(segments)} segments?", abort=True, err=True)
     inventory.remove_instance(instance_bytes)
