@@ -439,7 +439,7 @@ class TestFinding:
 
     def test_roster_of_another_major_version_is_refused_with_what_to_do(self, written: Roster) -> None:
         with segment.attach(written.id, readonly=False) as raw:
-            raw.buf[8:12] = (3 << 16).to_bytes(4, "little")
+            raw.buf[8:12] = (layout.VERSION_MAJOR + 1 << 16).to_bytes(4, "little")
             with pytest.raises(VersionMismatch, match="shmd purge"):
                 RosterReader(written.id)
             raw.buf[8:12] = layout.VERSION.to_bytes(4, "little")
@@ -447,7 +447,7 @@ class TestFinding:
     def test_daemon_refuses_a_roster_of_another_major_version_of_its_own_instance_only(self) -> None:
         opened, other = open_roster("test", INSTANCE_ID), open_roster("other", bytes(16))
         with RosterReader(opened.id), RosterReader(other.id), segment.attach(opened.id, readonly=False) as raw:
-            raw.buf[8:12] = (2 << 16).to_bytes(4, "little")
+            raw.buf[8:12] = (layout.VERSION_MAJOR + 1 << 16).to_bytes(4, "little")
             for each in (opened, other):
                 each.close(remove=True)
             again = open_roster("other", bytes(16))
