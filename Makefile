@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 PY := $(VENV)/bin/python
 CORE := shmd/_core.abi3.so
 FAILPOINTS := build/failpoints/shmd/_core.abi3.so
+SANITIZED := build/asan/shmd/_core.abi3.so
 CORE_SOURCES := setup.py $(wildcard csrc/*.c csrc/*.h)
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
@@ -21,10 +22,10 @@ help: ## this list
 demo: $(VENV)/.runtime $(CORE) ## a daemon, a publisher of this host's /proc, three subscribers; ends by itself
 	$(VENV)/bin/shmd demo
 
-test: $(VENV)/.dev $(CORE) $(FAILPOINTS) c-test ## everything once, small
+test: $(VENV)/.dev $(CORE) $(FAILPOINTS) $(SANITIZED) c-test ## everything once, small
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-soak: $(VENV)/.dev $(CORE) $(FAILPOINTS) c-test ## the same tests in full size: hours
+soak: $(VENV)/.dev $(CORE) $(FAILPOINTS) $(SANITIZED) c-test ## the same tests in full size: hours
 	SHMD_SOAK=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/.dev $(CORE) ## shmd beside its peers and floors, as ratios
@@ -35,7 +36,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-coverage: $(VENV)/.dev $(CORE) $(FAILPOINTS) ## branch coverage of the Python code
+coverage: $(VENV)/.dev $(CORE) $(FAILPOINTS) $(SANITIZED) ## branch coverage of the Python code
 	$(PY) -m coverage erase
 	$(PY) -m coverage run -m pytest $(PYTEST_ARGS)
 	$(PY) -m coverage combine --quiet
@@ -74,6 +75,6 @@ $(CORE): $(CORE_SOURCES) | $(VENV)/.runtime
 	$(PIP_INSTALL) 'setuptools>=77'
 	$(PY) setup.py --quiet build_ext --inplace
 
-# With failpoints: tests load it by its path, and nothing installs it.
-$(FAILPOINTS): $(CORE_SOURCES) | $(VENV)/.dev
-	SHMD_TEST_BUILD=1 $(PY) setup.py --quiet build_ext --build-lib build/failpoints --build-temp build/failpoints/temp
+# With failpoints, and with sanitizers: tests load these by their paths, and nothing installs them.
+$(FAILPOINTS) $(SANITIZED): build/%/shmd/_core.abi3.so: $(CORE_SOURCES) tests/core_builds.py | $(VENV)/.dev
+	$(PY) -m tests.core_builds $*

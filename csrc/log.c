@@ -70,8 +70,8 @@ int shmd_log_open(struct shmd_log *logp, void *log, size_t log_bytes, void *ctl,
         memcmp(header->topic_id, identity->topic_id, 16) != 0)
         return -EUCLEAN;
     uint32_t slot_count = *(const uint32_t *)&header->slot_count;
-    if (slot_count == 0 || slot_count > SHMD_SLOTS_MAX || ctl_bytes < shmd_ctl_bytes(slot_count))
-        return -EUCLEAN;
+    if (slot_count == 0 || slot_count > SHMD_SLOTS_MAX || ctl_bytes != shmd_ctl_bytes(slot_count))
+        return -EUCLEAN; /* a smaller number, too: the daemon grants slots by what it made */
     logp->ctl = header;
     logp->slots = (struct shmd_slot *)(void *)((uint8_t *)ctl + SHMD_HEADER_BYTES);
     logp->slot_count = slot_count;
@@ -94,13 +94,17 @@ int shmd_log_bounds(const struct shmd_log *log, uint64_t *headp, uint64_t *tailp
     return SHMD_AGAIN;
 }
 
+bool shmd_is_padding(const struct shmd_log *log, uint64_t kind, uint64_t length, uint64_t offset) {
+    return kind == SHMD_KIND_PADDING && length == log->capacity - offset && length < log->capacity / 4;
+}
+
 uint64_t shmd_stored_bytes(const struct shmd_log *log, uint64_t position, uint64_t tail, uint64_t *lengthp) {
     uint64_t offset = position & log->mask;
     uint64_t first = load_relaxed((shmd_a64 *)(void *)(log->ring + offset));
     uint64_t length = first & 0xffffffffu;
     uint64_t kind = first >> 32;
     uint64_t bytes = 0;
-    if (kind == SHMD_KIND_PADDING && length == log->capacity - offset)
+    if (shmd_is_padding(log, kind, length, offset))
         bytes = length;
     else if (kind == SHMD_KIND_DATA && length <= log->payload_max)
         bytes = shmd_record_bytes(length);

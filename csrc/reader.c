@@ -96,8 +96,10 @@ static int look_at(const struct shmd_log *log, uint64_t position, uint64_t tail,
     uint64_t length = 0;
     *bytesp = shmd_stored_bytes(log, position, tail, &length);
     bool data = *bytesp != 0 && length != UINT64_MAX;
-    if (data)
+    if (data) {
         shmd_copy_out(log, recordp, position, sizeof *recordp);
+        recordp->length = (uint32_t)length; /* the one that was checked */
+    }
     fence_acquire(); /* SYNC: pairs with the release fence after head is stored in append.c */
     if (load_relaxed(&log->header->head) > position)
         return SHMD_AGAIN;
@@ -320,7 +322,7 @@ int shmd_read_next(struct shmd_reader *r, struct shmd_view *viewp) {
         uint64_t offset = r->position & log->mask;
         struct shmd_record record = {0};
         memcpy(&record, r->copy + r->copy_at, left < sizeof record ? 8 : sizeof record);
-        bool padding = record.kind == SHMD_KIND_PADDING && record.length == log->capacity - offset;
+        bool padding = shmd_is_padding(log, record.kind, record.length, offset);
         if (!padding && (record.kind != SHMD_KIND_DATA || record.length > log->payload_max))
             return -EUCLEAN;
         uint64_t bytes = padding ? record.length : shmd_record_bytes(record.length);

@@ -85,6 +85,9 @@ int shmd_log_open(struct shmd_log *logp, void *log, size_t log_bytes, void *ctl,
 int shmd_log_bounds(const struct shmd_log *log, uint64_t *headp, uint64_t *tailp);
 /* Bytes that the record or padding at position takes in the ring, from its own first word: 0 if that cannot be one. */
 uint64_t shmd_stored_bytes(const struct shmd_log *log, uint64_t position, uint64_t tail, uint64_t *lengthp);
+/* Whether a first word of this kind and length, at this offset of the ring, is padding: it ends with the ring, and is no
+ * longer than any record that could not fit there. */
+bool shmd_is_padding(const struct shmd_log *log, uint64_t kind, uint64_t length, uint64_t offset);
 /* Header of the last record before tail, and where it starts. SHMD_EMPTY if tail is 0. Check head afterwards. */
 int shmd_last_record(const struct shmd_log *log, uint64_t head, uint64_t tail, struct shmd_record *recordp,
                      uint64_t *startp);

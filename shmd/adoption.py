@@ -16,12 +16,22 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shmd import failpoint, policy, segment, semaphore_store, sysv, topic_store
-from shmd.errors import CorruptTopic, SegmentAccessDenied, SegmentInvalid, SegmentNotFound, SegmentRemoved, ShmdError
+import msgspec
+
+from shmd import failpoint, names, policy, segment, semaphore_store, sysv, topic_store
+from shmd.errors import (
+    CorruptTopic,
+    InvalidName,
+    SegmentAccessDenied,
+    SegmentInvalid,
+    SegmentNotFound,
+    SegmentRemoved,
+    ShmdError,
+)
 from shmd.policy import Credentials
 from shmd.protocol import TopicInfo
 from shmd.registry import AdoptedTopic, Participant, Seat
-from shmd.roster_layout import QUARANTINED, REMOVING, ParticipantRow, TopicRow
+from shmd.roster_layout import CLIENT_BITS, LIVE, QUARANTINED, REMOVING, ParticipantRow, TopicRow
 from shmd.segment_adoption import adopt_segments
 
 if TYPE_CHECKING:
@@ -163,7 +173,7 @@ def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate, bells: BellStore
         logger.error("topic %s is left alone, as before: its segments %d and %d are damaged", *_named(row))
         return
     try:
-        stored = topic_store.adopt(topic_info(row), bells.take(row.topic_id))
+        stored = topic_store.adopt(_checked(row), bells.take(row.topic_id))
     except _GONE:
         _settle_missing(roster, row)
     except (CorruptTopic, SegmentAccessDenied) as error:
@@ -175,6 +185,19 @@ def _adopt_topic(roster: Roster, row: TopicRow, estate: Estate, bells: BellStore
     else:
         estate.stored[row.name] = stored
         estate.topics.append(AdoptedTopic(stored.info, row.declared_by, row.incarnation_max, stored.has_records()))
+
+
+def _checked(row: TopicRow) -> TopicInfo:
+    """The topic that a row notes, if a daemon can have made it: ``CorruptTopic``."""
+    info = topic_info(row)
+    try:
+        names.check_topic(row.name)
+        if row.state != LIVE:
+            raise CorruptTopic(f"its row has state {row.state}")
+        # What a client could not decode must not be told to any.
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(info), type=TopicInfo)
+    except (InvalidName, msgspec.ValidationError) as error:
+        raise CorruptTopic(f"its row in the roster is damaged: {error}") from error
 
 
 def _named(row: TopicRow) -> tuple[str, int, int]:
@@ -207,7 +230,9 @@ def _is_ours(shmid: int, size_bytes: int, row: TopicRow) -> bool:
     except ShmdError:
         return False
     keys = {row.log_id: row.log_key, row.ctl_id: row.ctl_key}
-    return (found.cuid, found.size_bytes, found.key) in {(os.geteuid(), size_bytes, key) for key in (0, keys[shmid])}
+    # A key of 0 is that of anything private; of ours it is one that was marked for removal, which loses its key.
+    known = found.removed if found.key == 0 else found.key == keys[shmid]
+    return known and (found.cuid, found.size_bytes) == (os.geteuid(), size_bytes)
 
 
 def _is_marked_removed(row: TopicRow) -> bool:
@@ -234,13 +259,26 @@ def _settle_bells(bells: BellStore, estate: Estate) -> None:
 # --- participants -----------------------------------------------------------------------------------------------------
 
 
+def _can_be(row: ParticipantRow, generation: int, handles: set[tuple[int, int]]) -> bool:
+    """Whether an earlier daemon can have noted this: a client of its own, with a handle that opened one thing."""
+    earlier = 0 < row.client >> CLIENT_BITS < generation
+    if row.kind == "kept":
+        return earlier
+    alone = (row.client, row.handle) not in handles
+    handles.add((row.client, row.handle))
+    return earlier and alone
+
+
 def _adopt_participants(roster: Roster, estate: Estate) -> None:
+    generation = roster.header.generation
     stored = {topic.info.topic_id: topic for topic in estate.stored.values()}
     held = {topic_id: set(topic.held_slots()) for topic_id, topic in stored.items()}
     used = {segment.info.segment_id for segment in estate.segments.values()}
     # A seat that passes from a watch to a subscriber is noted twice for a moment; then the subscriber has it.
+    handles: set[tuple[int, int]] = set()
     for row in sorted(roster.participants(), key=lambda row: row.kind == "kept"):
-        if row.topic_id in used if row.kind == "segment" else _takes_part(row, held):
+        known = _can_be(row, generation, handles)
+        if known and (row.topic_id in used if row.kind == "segment" else _takes_part(row, held)):
             estate.participants.append(_participant(row))
         else:
             roster.forget_participant(*row.key)

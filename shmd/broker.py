@@ -53,6 +53,7 @@ from shmd.registry import (
     StopDaemon,
     Untether,
 )
+from shmd.roster_layout import CLIENT_BITS
 from shmd.segment_keeper import SegmentKeeper
 from shmd.stalls import StallWatch
 from shmd.transport import Connection
@@ -74,10 +75,6 @@ logger = logging.getLogger(__name__)
 
 _CREATORS: Final = 4
 """Worker threads that make topics: a small one need not wait for a large one."""
-
-
-_CLIENT_BITS: Final = 32
-"""A client's number is the daemon's generation and its own count: no two daemons of an instance give the same."""
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +111,7 @@ class Broker:
         self._bells = bells
         self._instance_id = instance_id
         self._on_stop = on_stop
-        self._numbers = itertools.count(generation << _CLIENT_BITS | 1)
+        self._numbers = itertools.count(generation << CLIENT_BITS | 1)
         self._peers: dict[int, _Peer] = {}
         self._topics: dict[str, StoredTopic] = {}
         self._segments = SegmentKeeper(registry, roster, self._perform, self._answer, state_dir)

@@ -23,6 +23,8 @@ from typing import Final
 
 UNKNOWN: Final = 0
 """A pid of another PID namespace, or a start time that nobody may see."""
+PID_MAX: Final = 2**22
+"""The kernel's own limit (PID_MAX_LIMIT)."""
 _STAT_BYTES_MAX: Final = 4096
 _START_TIME_FIELD: Final = 22
 """Of /proc/PID/stat, counted from 1; the second, in parentheses, may itself hold anything."""
@@ -76,6 +78,8 @@ def open_pidfd(process: Process) -> int | None:
     """
     if process.pid <= UNKNOWN:
         raise OSError(errno.EINVAL, "its pid is of another namespace")
+    if process.pid > PID_MAX:
+        return None  # from damaged memory: no process ever has it
     try:
         pidfd = os.pidfd_open(process.pid)
     except OSError as error:

@@ -239,6 +239,7 @@ def open_roster(instance: str, instance_id: bytes) -> Roster:
         found = [one for stat in _candidates(instance_id) if (one := _look(stat, instance_id, undo)) is not None]
         for one in found:
             _refuse_second(one.header, instance)
+            _refuse_damaged(one, instance)
         for one in found:
             if one.blank:
                 _remove(one.held.id)
@@ -304,6 +305,14 @@ def _refuse_second(header: Header, instance: str) -> None:
         )
 
 
+def _refuse_damaged(found: _Found, instance: str) -> None:
+    if not (found.removed or found.header.counts):
+        raise ConfigError(
+            f"the roster (segment {found.held.id}) is damaged: it has lost count of its daemons or publishers",
+            f"ipcrm -m {found.held.id} has instance {instance!r} begin anew; shmd fsck lists what it then lacks",
+        )
+
+
 def _choose_lasting(found: list[_Found]) -> _Found | None:
     lasting = [one for one in found if not (one.blank or one.removed)]
     for one in lasting[1:]:
@@ -312,7 +321,7 @@ def _choose_lasting(found: list[_Found]) -> _Found | None:
 
 
 def _choose_transient(found: list[_Found]) -> _Found | None:
-    transient = [one for one in found if one.removed and one.header.kind == TRANSIENT]
+    transient = [one for one in found if one.removed and one.header.kind == TRANSIENT and one.header.counts]
     return max(transient, key=lambda one: one.header.generation, default=None)
 
 

@@ -37,6 +37,12 @@ STATE_BITS: Final = 8
 LASTING: Final = 1
 TRANSIENT: Final = 2
 """Kinds of segment: see ``roster``."""
+CLIENT_BITS: Final = 32
+"""A client's number is the daemon's generation and its own count: no two daemons of an instance give the same."""
+GENERATION_MAX: Final = 2**31 - 1
+"""A daemon's generation is the upper half of its clients' numbers, of 64 bits with a sign to spare."""
+PUBLISHERS_NUMBERED_MAX: Final = 2**32 - 1
+"""A record's header keeps 32 bits of its publisher's number."""
 
 HEADER_BYTES: Final = 4096
 _NAME_BYTES: Final = 256
@@ -189,6 +195,11 @@ class Header:
     publishers_numbered: int
     lasting: int
     """0, or 1 + the id of the lasting segment that belongs to this transient one."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether these are numbers of daemons and publishers that can have been."""
+        return self.generation < GENERATION_MAX and self.publishers_numbered <= PUBLISHERS_NUMBERED_MAX
 
     def pack(self) -> bytes:
         """Of a roster without rows, and without the magic, which is stored last."""

@@ -142,14 +142,17 @@ class RosterReader(Tables):
 
     def find_participant(self, topic_id: bytes, slot: int, incarnation: int) -> ParticipantRow | None:
         """Who sits in this slot of the topic, in this incarnation, by this segment or its lasting one."""
+        seat = (topic_id, slot, incarnation)
+        if (row := self._who_sits(seat)) is not None or (lasting := self.lasting()) is None:
+            return row
+        with lasting:  # whose own word for a lasting one is not taken: a damaged one might say itself
+            return lasting._who_sits(seat)
+
+    def _who_sits(self, seat: tuple[bytes, int, int]) -> ParticipantRow | None:
         for row in self.participants():
-            seated = row.kind in ("subscriber", "kept")
-            if seated and (row.topic_id, row.slot, row.incarnation) == (topic_id, slot, incarnation):
+            if (row.topic_id, row.slot, row.incarnation) == seat and row.kind in ("subscriber", "kept"):
                 return row
-        if (lasting := self.lasting()) is None:
-            return None
-        with lasting:
-            return lasting.find_participant(topic_id, slot, incarnation)
+        return None
 
     def proves_dead(self, topic_id: bytes, slot: int, incarnation: int) -> bool:
         """Whether the process that sits in this slot is proven dead. Not from another namespace than the daemon's."""

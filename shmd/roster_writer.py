@@ -6,6 +6,7 @@ Intents are excepted: threads that make topics and segments note them, and the l
 from __future__ import annotations
 
 import heapq
+import logging
 import os
 import queue
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from shmd import segment
     from shmd.roster_layout import Header
+
+logger = logging.getLogger(__name__)
 
 
 class _FreeRows:
@@ -104,16 +107,12 @@ class RosterWriter(Tables):
 
     def __init__(self, held: segment.Segment) -> None:
         super().__init__(held)
-        self._topic_index = {TopicRow.unpack(state, row).topic_id: index for index, state, row in self._topics.read()}
-        self._free_topics = _FreeRows(self._topics.count, set(self._topic_index.values()))
-        self._segment_index = {
-            SegmentRow.unpack(state, row).segment_id: index for index, state, row in self._segments.read()
-        }
-        self._free_segments = _FreeRows(self._segments.count, set(self._segment_index.values()))
+        self._topic_index: dict[bytes, int] = {}
+        self._segment_index: dict[bytes, int] = {}
         self._participant_index: dict[tuple[int, int, bytes], int] = {}
-        for index, _, raw in self._participants.read():
-            if row := ParticipantRow.unpack(raw):
-                self._participant_index[row.key] = index
+        self._index_rows()
+        self._free_topics = _FreeRows(self._topics.count, set(self._topic_index.values()))
+        self._free_segments = _FreeRows(self._segments.count, set(self._segment_index.values()))
         self._free_participants = _FreeRows(self._participants.count, set(self._participant_index.values()))
         self._free_intents: queue.SimpleQueue[int] = queue.SimpleQueue()
         taken = {index for index, _, _ in self._intents.read()}
@@ -121,6 +120,30 @@ class RosterWriter(Tables):
         for index in range(self._intents.count):
             if index not in taken:
                 self._free_intents.put(index)
+
+    def _index_rows(self) -> None:
+        """Rows that no daemon wrote, or not so, are nobody's: they are free."""
+        for index, state, raw in list(self._topics.read()):
+            row = TopicRow.unpack(state, raw)
+            if row.topic_id in self._topic_index:
+                logger.error("the roster notes topic %r twice; its second row is dropped", row.name)
+                self._topics.commit(index, FREE)
+            else:
+                self._topic_index[row.topic_id] = index
+        for index, state, raw in list(self._segments.read()):
+            segment_row = SegmentRow.unpack(state, raw)
+            if segment_row.segment_id in self._segment_index:
+                logger.error("the roster notes segment %r twice; its second row is dropped", segment_row.name)
+                self._segments.commit(index, FREE)
+            else:
+                self._segment_index[segment_row.segment_id] = index
+        for index, _, raw in list(self._participants.read()):
+            participant = ParticipantRow.unpack(raw)
+            if participant is None or participant.key in self._participant_index:
+                logger.error("row %d of the roster's participants is damaged, and dropped", index)
+                self._participants.commit(index, FREE)
+            else:
+                self._participant_index[participant.key] = index
 
     @property
     def notes_anything(self) -> bool:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shmd import failpoint, file_store, segment_store, semaphore_store
-from shmd.errors import SegmentError, SegmentNotFound
+from shmd import failpoint, file_store, names, segment_store, semaphore_store
+from shmd.errors import InvalidName, SegmentError, SegmentNotFound
 from shmd.protocol import SegmentInfo
 from shmd.roster_layout import REMOVING, SegmentRow
 
@@ -79,7 +79,11 @@ def adopt_segments(roster: Roster, stored: dict[str, StoredSegment | StoredFile]
     for row in sorted(roster.segments(), key=lambda row: row.name):
         if row.file:
             continue
-        info = segment_info(row)
+        info = _checked(row)
+        if info is None or row.name in stored:
+            logger.error("segment %r (id %d) is left alone: its row in the roster is damaged", row.name, row.id)
+            roster.forget_segment(row.segment_id)
+            continue
         if row.state == REMOVING:
             segment_store.remove_segment(info)
             roster.forget_segment(row.segment_id)
@@ -92,6 +96,17 @@ def adopt_segments(roster: Roster, stored: dict[str, StoredSegment | StoredFile]
             segment_store.remove_segment(info)  # what may be left beside it
             roster.forget_segment(row.segment_id)
         failpoint.reach("segment-adopted")
+
+
+def _checked(row: SegmentRow) -> SegmentInfo | None:
+    """The raw segment that a row notes; None if no daemon can have noted it."""
+    info = segment_info(row)
+    try:
+        names.check_segment(row.name)
+        # What a client could not decode must not be told to any.
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(info), type=SegmentInfo)
+    except (InvalidName, msgspec.ValidationError):
+        return None
 
 
 def _adopt_files(roster: Roster, stored: dict[str, StoredSegment | StoredFile], state_dir: Path) -> None:

@@ -92,6 +92,12 @@ def soak() -> bool:
 
 
 @pytest.fixture
+def random_seed(request: pytest.FixtureRequest) -> int:
+    """pytest-randomly's, so that its --randomly-seed=N repeats the run."""
+    return int(getattr(request.config.option, "randomly_seed", 0) or 0) % 2**31
+
+
+@pytest.fixture
 def shell(shmd_daemon: DaemonProcess) -> Iterator[Shell]:
     """Runs ``shmd`` commands against the test's own daemon."""
     shell = Shell(shmd_daemon.socket_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import shmd
 from shmd import limits
+from shmd.client_events import EventStream
 from tests.interrupt import interruptions
 from tests.loop_turns import until
 
@@ -307,3 +309,53 @@ async def test_client_close_cancelled_has_closed_all_the_same(shmd_daemon: Daemo
                 await (participant.publish(1) if isinstance(participant, shmd.Publisher) else participant.get())
         opened.clear()
     assert cancelled >= 8
+
+
+COVERED = {
+    "Client": {"topic", "latest", "topics", "stat", "remove", "stop_daemon", "close"},
+    "Publisher": {"publish", "publish_many", "wait_for_subscribers", "close"},
+    "Subscription": {"get", "get_many", "close"},
+    "EventStream": {"__anext__"},
+}
+"""Coroutines that a test above, or below, cancels at each step; and their openers, which are no coroutine functions:
+``connect``, ``Client.publisher``, ``Client.subscribe``, and ``Subscription.get``, which returns one."""
+
+
+def test_every_public_coroutine_is_cancelled_by_a_test_here() -> None:
+    """A new one is found missing by itself."""
+    found: dict[str, set[str]] = {}
+    for kind in (EventStream, *(getattr(shmd, name) for name in shmd.__all__)):
+        if isinstance(kind, type) and kind.__module__.startswith("shmd."):
+            coroutines = {name: what for name, what in vars(kind).items() if inspect.iscoroutinefunction(what)}
+            names = {name for name, what in coroutines.items() if not (what.__doc__ or "").startswith("For the ")}
+            public = {name for name in names if not name.startswith("_") or name == "__anext__"}
+            if public:
+                found[kind.__name__] = public
+    found["Subscription"].add("get")
+    assert found == COVERED
+
+
+async def test_stop_daemon_cancelled_leaves_nothing_pending(shmd_daemon: DaemonProcess) -> None:
+    async with shmd.connect(shmd_daemon.socket_path) as client:
+        task = asyncio.create_task(client.stop_daemon())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: client._hub.link.session._pending == {})
+    await asyncio.to_thread(shmd_daemon.process.wait)
+    shmd_daemon._ended_by_test = True
+
+
+async def test_event_read_that_is_cancelled_takes_no_event(shmd_daemon: DaemonProcess) -> None:
+    client = await shmd.connect(shmd_daemon.socket_path)
+    stream = client.events()
+    reading = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(client.close())
+    await until(lambda: stream._events)
+    reading.cancel()  # when the event has come, but the task has not run yet
+    await asyncio.wait([reading])
+    await closing
+    seen = [] if reading.cancelled() else [reading.result().kind]
+    assert seen + [event.kind async for event in stream] == ["closed"]

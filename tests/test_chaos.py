@@ -29,12 +29,6 @@ def rounds(soak: bool) -> int:
 
 
 @pytest.fixture
-def random_seed(request: pytest.FixtureRequest) -> int:
-    """pytest-randomly's, so that its -p randomly_seed=N repeats the run."""
-    return int(getattr(request.config.option, "randomly_seed", 0) or 0) % 2**31
-
-
-@pytest.fixture
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("c")  # a socket's path must be short
 

@@ -14,6 +14,28 @@ from tests.children import in_child
 from tests.local_topic import PlainFeed, drain, local_topic
 
 
+def test_padding_that_no_record_can_have_caused_is_damage() -> None:
+    """Believed, it would have a reader copy the whole ring."""
+    fields = _core.layout()["log"]
+    with local_topic(wait=True) as topic:
+        cursor = topic.cursor()
+        cursor.seek_start()
+        assert cursor.join()
+        _core.store_word(topic.log_segment.mapping, _core.HEADER_BYTES, 2 << 32 | topic.capacity)
+        _core.store_word(topic.log_segment.mapping, fields["tail"][0], topic.capacity)
+        with pytest.raises(CorruptTopic):
+            drain(cursor)
+
+
+def test_ctl_that_says_it_has_fewer_slots_is_damaged() -> None:
+    """Believed, a slot that the daemon granted would not exist."""
+    offset, size = _core.layout()["ctl"]["slot_count"]
+    with local_topic() as topic:
+        topic.ctl_segment.buf[offset : offset + size] = (1).to_bytes(4, "little")
+        with pytest.raises(CorruptTopic):
+            topic.open_log(topic.log_segment, topic.ctl_segment)
+
+
 class TestMapping:
     def test_mapping_refuses_to_end_under_a_view(self) -> None:
         with local_topic() as topic, segment.attach(topic.log_segment.id, readonly=True) as reader:
