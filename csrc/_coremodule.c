@@ -4,7 +4,8 @@
  *
  * It is longer than other files because the stable ABI (cp311) wants each type spelled out: in order, Mapping (an
  * attached segment as a buffer), Log (its checked view), Record, Feed and Step (ready records and the awaitable of one
- * step), Cursor (reading), Appender and Reservation (writing), and functions on segments.
+ * step), Cursor (reading), Appender and Reservation (writing), Cell (a value replaced as a whole), and functions on
+ * segments and semaphores.
  *
  * Lifetimes: Log holds exports of its Mappings; Cursor, Appender and Reservation hold a use of their Log. So nothing can
  * be unmapped while something could still touch it.
@@ -20,6 +21,7 @@
 #include <sys/epoll.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/sem.h>
 #include <sys/shm.h>
 #include <time.h>
 
@@ -31,8 +33,9 @@
 #endif
 
 static PyTypeObject *Mapping_Type, *Log_Type, *Record_Type, *Feed_Type, *Step_Type, *Cursor_Type, *Appender_Type,
-    *Reservation_Type;
-static PyObject *CorruptTopic, *RecordTooLarge, *ClosedError, *ConcurrentUse, *InvalidOption, *ForkedError;
+    *Reservation_Type, *Cell_Type;
+static PyObject *CorruptTopic, *RecordTooLarge, *ClosedError, *ConcurrentUse, *InvalidOption, *ForkedError, *CellBusy,
+    *CellEmpty, *CellMismatch;
 
 /* Bumped in every forked child: what was made before the fork is the parent's. */
 static unsigned fork_generation;
@@ -1476,6 +1479,134 @@ static PyType_Slot Appender_slots[] = {
 };
 static PyType_Spec Appender_spec = {"shmd._core.Appender", sizeof(Appender), 0, Py_TPFLAGS_DEFAULT, Appender_slots};
 
+/* --- Cell ------------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    struct shmd_cell cell;
+    Py_buffer view;
+    Py_ssize_t offset;
+    char open;
+} Cell;
+
+static int Cell_init(PyObject *op, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"memory", "offset", "size", NULL};
+    Cell *self = (Cell *)op;
+    PyObject *memory;
+    Py_ssize_t offset, size;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O$nn:Cell", names, &memory, &offset, &size))
+        return -1;
+    if (self->open) {
+        PyErr_SetString(PyExc_TypeError, "a Cell is initialised once");
+        return -1;
+    }
+    if (PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) != 0)
+        return -1;
+    if (offset < 0 || offset > self->view.len || size < 0 ||
+        shmd_cell_open(&self->cell, (char *)self->view.buf + offset, (size_t)(self->view.len - offset), (size_t)size) != 0) {
+        PyErr_Format(InvalidOption, "no cell for values of %zd bytes can be at offset %zd of %zd bytes", size, offset,
+                     self->view.len);
+        PyBuffer_Release(&self->view);
+        return -1;
+    }
+    self->offset = offset;
+    self->open = 1;
+    return 0;
+}
+
+static PyObject *Cell_close(PyObject *op, PyObject *unused) {
+    Cell *self = (Cell *)op;
+    (void)unused;
+    if (self->open) {
+        self->open = 0;
+        PyBuffer_Release(&self->view);
+    }
+    Py_RETURN_NONE;
+}
+
+static void Cell_dealloc(PyObject *op) {
+    Py_XDECREF(Cell_close(op, NULL));
+    self_free(op);
+}
+
+static Cell *cell_check(PyObject *op) {
+    if (((Cell *)op)->open)
+        return (Cell *)op;
+    PyErr_SetString(ClosedError, "the cell is closed");
+    return NULL;
+}
+
+static PyObject *raise_cell(int result, const Cell *self, const char *busy) {
+    if (result == -EUCLEAN)
+        return PyErr_Format(CellMismatch, "at offset %zd lies something else than a cell for values of %zu bytes",
+                            self->offset, self->cell.size);
+    PyErr_SetString(result == SHMD_EMPTY ? CellEmpty : CellBusy, result == SHMD_EMPTY ? "nobody has stored a value yet" : busy);
+    return NULL;
+}
+
+static PyObject *Cell_store(PyObject *op, PyObject *value) {
+    Cell *self = cell_check(op);
+    Py_buffer bytes;
+    if (self == NULL)
+        return NULL;
+    if (self->view.readonly)
+        return PyErr_Format(PyExc_TypeError, "the cell's memory is read-only");
+    if (PyObject_GetBuffer(value, &bytes, PyBUF_SIMPLE) != 0)
+        return NULL;
+    int fits = (size_t)bytes.len == self->cell.size;
+    int result = fits ? shmd_cell_store(&self->cell, bytes.buf) : 0;
+    Py_ssize_t length = bytes.len;
+    PyBuffer_Release(&bytes);
+    if (!fits)
+        return PyErr_Format(PyExc_ValueError, "%zd bytes for a cell of %zu", length, self->cell.size);
+    if (result != SHMD_OK)
+        return raise_cell(result, self, "another writer is storing a value");
+    Py_RETURN_NONE;
+}
+
+static PyObject *Cell_load(PyObject *op, PyObject *unused) {
+    Cell *self = cell_check(op);
+    uint64_t version = 0;
+    (void)unused;
+    PyObject *value = self == NULL ? NULL : PyBytes_FromStringAndSize(NULL, (Py_ssize_t)self->cell.size);
+    if (value == NULL)
+        return NULL;
+    int result = shmd_cell_load(&self->cell, PyBytes_AsString(value), &version);
+    if (result == SHMD_OK)
+        return Py_BuildValue("NK", value, (unsigned long long)version);
+    Py_DECREF(value);
+    return raise_cell(result, self, "the writer stores faster than the value can be copied");
+}
+
+static PyObject *Cell_version(PyObject *op, void *unused) {
+    Cell *self = cell_check(op);
+    (void)unused;
+    return self == NULL ? NULL : PyLong_FromUnsignedLongLong(shmd_cell_version(&self->cell));
+}
+
+static PyObject *Cell_writer(PyObject *op, void *unused) {
+    Cell *self = cell_check(op);
+    (void)unused;
+    return self == NULL ? NULL : PyLong_FromUnsignedLong(shmd_cell_writer(&self->cell));
+}
+
+static PyMethodDef Cell_methods[] = {
+    {"store", Cell_store, METH_O, "Replace the value."},
+    {"load", Cell_load, METH_NOARGS, "A copy of the value, and its version."},
+    {"close", Cell_close, METH_NOARGS, "Give the memory back."},
+    {NULL, NULL, 0, NULL},
+};
+static PyGetSetDef Cell_getset[] = {
+    {"version", Cell_version, NULL, NULL, NULL}, {"writer", Cell_writer, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+static PyType_Slot Cell_slots[] = {
+    {Py_tp_doc, "A value that is replaced as a whole."},
+    {Py_tp_new, self_new}, {Py_tp_init, Cell_init}, {Py_tp_dealloc, Cell_dealloc},
+    {Py_tp_methods, Cell_methods}, {Py_tp_getset, Cell_getset}, {0, NULL},
+};
+static PyType_Spec Cell_spec = {"shmd._core.Cell", sizeof(Cell), 0, Py_TPFLAGS_DEFAULT, Cell_slots};
+
 /* --- functions ------------------------------------------------------------------------------------------------------- */
 
 static PyObject *core_log_format(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -1638,6 +1769,51 @@ static PyObject *core_shm_set(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *core_cell_size_bytes(PyObject *module, PyObject *arg) {
+    Py_ssize_t size = PyLong_AsSsize_t(arg);
+    (void)module;
+    if (size == -1 && PyErr_Occurred())
+        return NULL;
+    return PyLong_FromSize_t(size < 0 ? 0 : shmd_cell_bytes((size_t)size));
+}
+
+union semun { /* which semctl(2) has its callers define */
+    int val;
+    struct semid_ds *buf;
+};
+
+static PyObject *core_sem_stat(PyObject *module, PyObject *arg) {
+    int id = (int)PyLong_AsLong(arg);
+    struct semid_ds ds;
+    (void)module;
+    if (PyErr_Occurred())
+        return NULL;
+    int known = semctl(id, 0, IPC_STAT, (union semun){.buf = &ds});
+    int value = known == 0 ? semctl(id, 0, GETVAL) : -1;
+    int waiting = value >= 0 ? semctl(id, 0, GETNCNT) : -1;
+    int last_pid = waiting >= 0 ? semctl(id, 0, GETPID) : -1;
+    if (last_pid < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return Py_BuildValue("iKIIIIIiiiLL", ds.sem_perm.__key, (unsigned long long)ds.sem_nsems, ds.sem_perm.uid,
+                         ds.sem_perm.gid, ds.sem_perm.cuid, ds.sem_perm.cgid, (unsigned int)ds.sem_perm.mode, value, waiting,
+                         last_pid, (long long)ds.sem_otime, (long long)ds.sem_ctime);
+}
+
+static PyObject *core_sem_set(PyObject *module, PyObject *args) {
+    struct semid_ds ds = {0};
+    unsigned int uid, gid, mode;
+    int id;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "iIII:sem_set", &id, &uid, &gid, &mode))
+        return NULL;
+    ds.sem_perm.uid = uid;
+    ds.sem_perm.gid = gid;
+    ds.sem_perm.mode = mode & 0777u;
+    if (semctl(id, 0, IPC_SET, (union semun){.buf = &ds}) != 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
 #define EXPORT_FIELD(type, f) \
     if (result == 0) { \
         PyObject *place = Py_BuildValue("nn", (Py_ssize_t)offsetof(struct type, f), (Py_ssize_t)sizeof(((struct type *)0)->f)); \
@@ -1648,6 +1824,7 @@ static PyObject *core_shm_set(PyObject *module, PyObject *args) {
 #define EXPORT_RECORD(f, at) EXPORT_FIELD(shmd_record, f)
 #define EXPORT_CTL(f, at) EXPORT_FIELD(shmd_ctl_header, f)
 #define EXPORT_SLOT(f, at) EXPORT_FIELD(shmd_slot, f)
+#define EXPORT_CELL(f, at) EXPORT_FIELD(shmd_cell_header, f)
 #define EXPORT_STRUCT(table, name, FIELDS, EXPORT) \
     if (result == 0) { \
         PyObject *fields = PyDict_New(); \
@@ -1666,6 +1843,7 @@ static PyObject *core_layout(PyObject *module, PyObject *unused) {
     EXPORT_STRUCT(table, "record", SHMD_RECORD_FIELDS, EXPORT_RECORD)
     EXPORT_STRUCT(table, "ctl", SHMD_CTL_FIELDS, EXPORT_CTL)
     EXPORT_STRUCT(table, "slot", SHMD_SLOT_FIELDS, EXPORT_SLOT)
+    EXPORT_STRUCT(table, "cell", SHMD_CELL_FIELDS, EXPORT_CELL)
     if (result != 0)
         Py_CLEAR(table);
     return table;
@@ -1722,6 +1900,9 @@ static PyMethodDef core_methods[] = {
     {"shm_stat", core_shm_stat, METH_O, "shmctl(IPC_STAT)."},
     {"shm_errno", core_shm_errno, METH_VARARGS, "Why attaching fails."},
     {"shm_set", core_shm_set, METH_VARARGS, "shmctl(IPC_SET)."},
+    {"sem_stat", core_sem_stat, METH_O, "semctl(IPC_STAT), and the value."},
+    {"sem_set", core_sem_set, METH_VARARGS, "semctl(IPC_SET)."},
+    {"cell_size_bytes", core_cell_size_bytes, METH_O, "Bytes that a cell takes."},
     {"layout", core_layout, METH_NOARGS, "Offsets and sizes as compiled."},
     {"failpoints", core_failpoints, METH_NOARGS, "Names of all failpoints; empty in a production build."},
     {"failpoint_set", core_failpoint_set, METH_VARARGS, "Test build: die or stop at a failpoint."},
@@ -1741,8 +1922,14 @@ static int import_errors(void) {
     ConcurrentUse = PyObject_GetAttrString(errors, "ConcurrentUse");
     InvalidOption = PyObject_GetAttrString(errors, "InvalidOption");
     ForkedError = PyObject_GetAttrString(errors, "ForkedError");
+    CellBusy = PyObject_GetAttrString(errors, "CellBusy");
+    CellEmpty = PyObject_GetAttrString(errors, "CellEmpty");
+    CellMismatch = PyObject_GetAttrString(errors, "CellMismatch");
     Py_DECREF(errors);
-    return CorruptTopic && RecordTooLarge && ClosedError && ConcurrentUse && InvalidOption && ForkedError ? 0 : -1;
+    return CorruptTopic && RecordTooLarge && ClosedError && ConcurrentUse && InvalidOption && ForkedError && CellBusy &&
+                   CellEmpty && CellMismatch
+               ? 0
+               : -1;
 }
 
 static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **typep) {
@@ -1755,7 +1942,7 @@ static int fill_module(PyObject *module) {
         add_type(module, &Log_spec, &Log_Type) != 0 || add_type(module, &Record_spec, &Record_Type) != 0 ||
         add_type(module, &Feed_spec, &Feed_Type) != 0 || add_type(module, &Step_spec, &Step_Type) != 0 ||
         add_type(module, &Cursor_spec, &Cursor_Type) != 0 || add_type(module, &Appender_spec, &Appender_Type) != 0 ||
-        add_type(module, &Reservation_spec, &Reservation_Type) != 0)
+        add_type(module, &Reservation_spec, &Reservation_Type) != 0 || add_type(module, &Cell_spec, &Cell_Type) != 0)
         return -1;
     return PyModule_AddIntConstant(module, "LAYOUT_MAJOR", SHMD_LAYOUT_MAJOR) ||
                    PyModule_AddIntConstant(module, "LAYOUT_MINOR", SHMD_LAYOUT_MINOR) ||
@@ -1764,6 +1951,7 @@ static int fill_module(PyObject *module) {
                    PyModule_AddIntConstant(module, "RECORD_HEADER_BYTES", sizeof(struct shmd_record)) ||
                    PyModule_AddIntConstant(module, "RECORD_OVERHEAD_BYTES", SHMD_RECORD_OVERHEAD) ||
                    PyModule_AddIntConstant(module, "INCARNATION_MAX", SHMD_INCARNATION_MAX) ||
+                   PyModule_AddIntConstant(module, "CELL_SIZE_MAX", SHMD_CELL_SIZE_MAX) ||
                    PyModule_AddIntConstant(module, "FLAG_WAIT", SHMD_FLAG_WAIT) ||
                    PyModule_AddIntConstant(module, "FLAG_EXCLUSIVE", SHMD_FLAG_EXCLUSIVE) ||
                    PyModule_AddIntConstant(module, "FLAG_FIFO", SHMD_FLAG_FIFO) ||

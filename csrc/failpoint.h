@@ -24,7 +24,14 @@
     X(space_marked)            \
     X(space_armed)             \
     X(fifo_written)            \
-    X(fifo_cleared)
+    X(fifo_cleared)            \
+    X(cell_locked)             \
+    X(cell_claimed)            \
+    X(cell_begun)              \
+    X(cell_half_copied)        \
+    X(cell_copied)             \
+    X(cell_stored)             \
+    X(cell_unlocked)
 
 #ifdef SHMD_FAILPOINTS
 enum shmd_failpoint {

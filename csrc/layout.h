@@ -61,6 +61,15 @@
  *
  * A MARK, `asleep` or one of `waiters`: | incarnation, or publisher's number u32 | how many sleeps so far u32 |; 0: none.
  *   No two sleeps have the same mark, so that a compare-and-swap clears only the one that was rung for.
+ *
+ * A CELL, at a multiple of 8 in a segment of the user's, who chose the place. Zeros are a cell that nobody stored to:
+ *
+ *      +0  | size     u32 | magic u32  |   one word: what lies here, and how large a value is; stored by the first writer
+ *      +8  | index            u64      |   values stored so far; the newest lies in buffer index & 1
+ *      +16 | begun            u64      |   number of the store that was begun last: index, or index + 1
+ *      +24 | lock u32     | reserved   |   robust-futex word: writers take turns; readers never look at it
+ *      +32 | buffer 0: size, padded to 8 |
+ *          | buffer 1: size, padded to 8 |
  */
 #ifndef SHMD_LAYOUT_H
 #define SHMD_LAYOUT_H
@@ -84,6 +93,9 @@
 #define SHMD_FLAG_WAIT 1u      /* full: publishers wait for tethered subscribers (else: the oldest is given up) */
 #define SHMD_FLAG_EXCLUSIVE 2u /* one publisher, no lock */
 #define SHMD_FLAG_FIFO 4u      /* sleepers are woken through FIFOs (else: an eventfd) */
+
+#define SHMD_CELL_MAGIC 0x314c4543u      /* "CEL1" in memory */
+#define SHMD_CELL_SIZE_MAX (1u << 20)    /* a value is copied in one go, and a reader that is overtaken copies it again */
 
 #define SHMD_KIND_DATA 1u
 #define SHMD_KIND_PADDING 2u
@@ -155,6 +167,14 @@ struct shmd_slot {
     uint8_t reserved[40];
 };
 
+struct shmd_cell_header {
+    shmd_a64 identity;
+    shmd_a64 index;
+    shmd_a64 begun;
+    shmd_a32 lock;
+    uint8_t reserved[4];
+};
+
 /* Every field, once: the assertions below and the exported table (docs, tests) come from these lists. */
 #define SHMD_LOG_FIELDS(X)   \
     X(magic, 0x000)          \
@@ -202,23 +222,39 @@ struct shmd_slot {
     X(lost, 8)              \
     X(asleep, 16)
 
+#define SHMD_CELL_FIELDS(X) \
+    X(identity, 0)          \
+    X(index, 8)             \
+    X(begun, 16)            \
+    X(lock, 24)
+
 #define SHMD_ASSERT_LOG(f, at) _Static_assert(offsetof(struct shmd_log_header, f) == (at), "log." #f);
 #define SHMD_ASSERT_RECORD(f, at) _Static_assert(offsetof(struct shmd_record, f) == (at), "record." #f);
 #define SHMD_ASSERT_CTL(f, at) _Static_assert(offsetof(struct shmd_ctl_header, f) == (at), "ctl." #f);
 #define SHMD_ASSERT_SLOT(f, at) _Static_assert(offsetof(struct shmd_slot, f) == (at), "slot." #f);
+#define SHMD_ASSERT_CELL(f, at) _Static_assert(offsetof(struct shmd_cell_header, f) == (at), "cell." #f);
 SHMD_LOG_FIELDS(SHMD_ASSERT_LOG)
 SHMD_RECORD_FIELDS(SHMD_ASSERT_RECORD)
 SHMD_CTL_FIELDS(SHMD_ASSERT_CTL)
 SHMD_SLOT_FIELDS(SHMD_ASSERT_SLOT)
+SHMD_CELL_FIELDS(SHMD_ASSERT_CELL)
 _Static_assert(sizeof(struct shmd_log_header) == SHMD_HEADER_BYTES, "log header is a page");
 _Static_assert(sizeof(struct shmd_ctl_header) == SHMD_HEADER_BYTES, "ctl header is a page");
 _Static_assert(sizeof(struct shmd_record) == 32, "record header");
 _Static_assert(sizeof(struct shmd_slot) == 64, "a slot is a cache line");
+_Static_assert(sizeof(struct shmd_cell_header) == 32, "cell header");
 
 #define SHMD_RECORD_OVERHEAD ((uint64_t)sizeof(struct shmd_record) + 4u)
 
 /* Bytes in the ring of a record with this much payload. */
 static inline uint64_t shmd_record_bytes(uint64_t length) { return (SHMD_RECORD_OVERHEAD + length + 7u) & ~7ULL; }
+
+/* Bytes that a cell for values of this size takes, header and both buffers; 0: no value has such a size. */
+static inline size_t shmd_cell_bytes(size_t size) {
+    if (size == 0 || size > SHMD_CELL_SIZE_MAX)
+        return 0;
+    return sizeof(struct shmd_cell_header) + 2 * ((size + 7u) & ~(size_t)7);
+}
 
 /* The slot word. */
 #define SHMD_WORD_LIVE (1ULL << 32)

@@ -223,4 +223,27 @@ bool shmd_available(const struct shmd_reader *r);
 int shmd_reader_arm(struct shmd_reader *r);
 void shmd_leave(struct shmd_reader *r);
 
+/* --- cell.c: one value, stored whole ---------------------------------------------------------------------------------- */
+
+/* Process-private view of a cell (size, bytes and place: see layout.h and shmd_cell_bytes). */
+struct shmd_cell {
+    struct shmd_cell_header *header;
+    shmd_a64 *buffers;
+    size_t size;
+};
+
+/* The cell for values of `size` bytes at `memory`, of which `bytes` are there. Nothing is read or written. -EINVAL: such a
+ * cell cannot be there. */
+int shmd_cell_open(struct shmd_cell *cellp, void *memory, size_t bytes, size_t size);
+/* Store `size` bytes. SHMD_BUSY: another writer is at it; try again, after giving others a turn. -EUCLEAN: here lies
+ * something else, or a cell of another size; it is unchanged. Needs a writable mapping. */
+int shmd_cell_store(const struct shmd_cell *cell, const void *value);
+/* Copy the newest value out; *versionp counts the stores until then. SHMD_EMPTY: nobody stored yet; SHMD_AGAIN:
+ * overtaken time after time (*valuep is then anything); -EUCLEAN. A read-only mapping is enough. */
+int shmd_cell_load(const struct shmd_cell *cell, void *value, uint64_t *versionp);
+/* How many values were stored so far: changes with every store. */
+uint64_t shmd_cell_version(const struct shmd_cell *cell);
+/* The thread that is storing right now, or that died without the kernel's notice while it was; 0: none. */
+uint32_t shmd_cell_writer(const struct shmd_cell *cell);
+
 #endif

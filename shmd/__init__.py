@@ -20,6 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from shmd.errors import (
+    CellBusy,
+    CellEmpty,
+    CellMismatch,
     ClosedError,
     ConcurrentUse,
     ConfigError,
@@ -41,6 +44,8 @@ from shmd.errors import (
     RecordTooLarge,
     RequestRefused,
     SegmentError,
+    SegmentLocked,
+    SegmentMismatch,
     ShmdError,
     TopicBusy,
     TopicClosed,
@@ -55,13 +60,21 @@ from shmd.errors import (
 
 if TYPE_CHECKING:
     from shmd._core import Record
+    from shmd.cell import Cell
     from shmd.client import Client, connect
     from shmd.client_events import ClientEvent
-    from shmd.protocol import PublisherStat, SubscriberStat, TopicInfo, TopicStat
+    from shmd.protocol import PublisherStat, SegmentInfo, SubscriberStat, TopicInfo, TopicStat
     from shmd.publisher import Publisher
+    from shmd.raw_segment import Segment
+    from shmd.segment_lock import SegmentLock
     from shmd.subscription import Subscription
+    from shmd.sysv import SegmentStat
 
 __all__ = [
+    "Cell",
+    "CellBusy",
+    "CellEmpty",
+    "CellMismatch",
     "Client",
     "ClientEvent",
     "ClosedError",
@@ -87,7 +100,13 @@ __all__ = [
     "Record",
     "RecordTooLarge",
     "RequestRefused",
+    "Segment",
     "SegmentError",
+    "SegmentInfo",
+    "SegmentLock",
+    "SegmentLocked",
+    "SegmentMismatch",
+    "SegmentStat",
     "ShmdError",
     "SubscriberStat",
     "Subscription",
@@ -108,12 +127,17 @@ __all__ = [
 
 # Imported when first asked for: the daemon imports this package too, and must not come to depend on the client.
 _HOMES: Final = {
+    "Cell": "shmd.cell",
     "Client": "shmd.client",
     "ClientEvent": "shmd.client_events",
     "connect": "shmd.client",
     "Publisher": "shmd.publisher",
     "PublisherStat": "shmd.protocol",
     "Record": "shmd._core",
+    "Segment": "shmd.raw_segment",
+    "SegmentInfo": "shmd.protocol",
+    "SegmentStat": "shmd.sysv",
+    "SegmentLock": "shmd.segment_lock",
     "SubscriberStat": "shmd.protocol",
     "Subscription": "shmd.subscription",
     "TopicInfo": "shmd.protocol",

@@ -24,6 +24,8 @@ RECORD_OVERHEAD_BYTES: Final[int]
 FLAG_WAIT: Final[int]
 FLAG_EXCLUSIVE: Final[int]
 FLAG_FIFO: Final[int]
+CELL_SIZE_MAX: Final[int]
+"""Bytes of the largest value that a cell takes."""
 INCARNATION_MAX: Final[int]
 """The largest incarnation of a slot; they are never reused."""
 FULL: Final[int]
@@ -56,6 +58,16 @@ def shm_errno(shmid: int, readonly: bool) -> int:
 
 def shm_set(shmid: int, uid: int, gid: int, mode: int) -> None:
     """shmctl(IPC_SET) without reading first, which sysv_ipc's setters do. OSError with errno."""
+
+def sem_stat(semid: int) -> tuple[int, int, int, int, int, int, int, int, int, int, int, int]:
+    """semctl(IPC_STAT, GETVAL, GETNCNT, GETPID): (key, semaphores in the set, uid, gid, cuid, cgid, mode, value of the
+    first, waiting for it, pid of its last change, time of the last semop, change_time). OSError with errno."""
+
+def sem_set(semid: int, uid: int, gid: int, mode: int) -> None:
+    """semctl(IPC_SET) without reading first. OSError with errno."""
+
+def cell_size_bytes(size: int) -> int:
+    """Bytes that a cell for values of ``size`` bytes takes; 0: there is none for such values."""
 
 def failpoints() -> tuple[str, ...]:
     """Names of all failpoints; empty in a production build."""
@@ -282,3 +294,25 @@ class Reservation:
     def abandon(self) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...
+
+@final
+class Cell:
+    """One value of ``size`` bytes in a buffer, replaced as a whole. Holds an export of the buffer.
+
+    InvalidOption if no such cell can be there (``offset``: a multiple of 8, within the buffer).
+    """
+
+    def __init__(self, memory: Buffer, *, offset: int, size: int) -> None: ...
+    def store(self, value: Buffer, /) -> None:
+        """Replace the value, by ``size`` bytes. CellBusy: another writer is at it. CellMismatch: something else lies
+        there. TypeError on read-only memory, ValueError on another size."""
+    def load(self) -> tuple[bytes, int]:
+        """The value and its version. CellEmpty; CellBusy: overtaken time after time; CellMismatch."""
+    @property
+    def version(self) -> int:
+        """Stores so far."""
+    @property
+    def writer(self) -> int:
+        """The thread that is storing right now; 0: none."""
+    def close(self) -> None:
+        """Give the buffer back; later use raises ClosedError. Twice is fine."""

@@ -1,8 +1,9 @@
 """What a starting daemon makes of what the one before it left.
 
-    roster ─▶ topics being removed: finish ─▶ topics: verify, attach ─▶ slots that nobody has: release
-           ─▶ participants of topics that are there ─▶ FIFOs: make what is missing, remove what nobody has
-           ─▶ intents: remove half-made segments ─▶ bells: store new ones
+    roster ─▶ topics being removed: finish ─▶ topics: verify, attach ─▶ raw segments: the same
+           ─▶ slots that nobody has: release ─▶ participants of what is there
+           ─▶ FIFOs: make what is missing, remove what nobody has ─▶ intents: remove half-made segments
+           ─▶ bells: store new ones
 
 Any step may be cut short by a kill, and is then done again by the next daemon: none of them depends on having been
 done once only. Nothing is removed that the roster does not name and the kernel does not confirm as ours (``cuid``).
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shmd import failpoint, fifo, names, policy, segment, sysv, topic_store
+from shmd import failpoint, fifo, names, policy, segment, semaphore_store, sysv, topic_store
 from shmd.errors import (
     CorruptTopic,
     InvalidName,
@@ -32,13 +33,16 @@ from shmd.policy import Credentials
 from shmd.protocol import TopicInfo
 from shmd.registry import AdoptedTopic, Participant, Seat
 from shmd.roster_layout import CLIENT_BITS, LIVE, QUARANTINED, REMOVING, ParticipantRow, TopicRow
+from shmd.segment_adoption import adopt_segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from shmd.bell_store import BellStore
+    from shmd.file_store import StoredFile
     from shmd.roster import Roster
+    from shmd.segment_store import StoredSegment
     from shmd.topic_store import StoredTopic
 
 logger = logging.getLogger(__name__)
@@ -53,6 +57,8 @@ class Estate:
     stored: dict[str, StoredTopic] = field(default_factory=dict)
     topics: list[AdoptedTopic] = field(default_factory=list)
     participants: list[Participant] = field(default_factory=list)
+    segments: dict[str, StoredSegment | StoredFile] = field(default_factory=dict)
+    """Not all of them attached; to be closed, too."""
 
 
 def topic_row(info: TopicInfo, declared_by: int) -> TopicRow:
@@ -135,25 +141,27 @@ def _participant(row: ParticipantRow) -> Participant:
         name=row.name,
         pid_namespace=row.pid_namespace,
         number=row.publisher,
-        seat=None if row.kind == "publisher" else Seat(row.slot, row.incarnation),
+        seat=Seat(row.slot, row.incarnation) if row.kind in ("subscriber", "kept") else None,
         tethered=row.tethered,
     )
 
 
-def adopt(roster: Roster, bells: BellStore, fifo_root: Path) -> Estate:
+def adopt(roster: Roster, bells: BellStore, fifo_root: Path, state_dir: Path) -> Estate:
     """Take back all that is still what the roster says, and clean up after the daemon that wrote it."""
     estate = Estate()
     try:
         for row in sorted(roster.topics(), key=lambda row: row.name):
             _adopt_topic(roster, row, estate, bells, fifo_root)
             failpoint.reach("topic-adopted")
+        adopt_segments(roster, estate.segments, state_dir)
         _adopt_participants(roster, estate)
         _settle_fifos(roster, estate, fifo_root)
         _resolve_intents(roster)
         _settle_bells(bells, estate)
         failpoint.reach("adopted")
     except BaseException:
-        for stored in estate.stored.values():
+        held: list[StoredTopic | StoredSegment | StoredFile] = [*estate.stored.values(), *estate.segments.values()]
+        for stored in held:
             stored.close(remove=False)
         raise
     return estate
@@ -270,14 +278,12 @@ def _adopt_participants(roster: Roster, estate: Estate) -> None:
     generation = roster.header.generation
     stored = {topic.info.topic_id: topic for topic in estate.stored.values()}
     held = {topic_id: set(topic.held_slots()) for topic_id, topic in stored.items()}
+    used = {segment.info.segment_id for segment in estate.segments.values()}
     # A seat that passes from a watch to a subscriber is noted twice for a moment; then the subscriber has it.
     handles: set[tuple[int, int]] = set()
     for row in sorted(roster.participants(), key=lambda row: row.kind == "kept"):
-        seat = (row.slot, row.incarnation)
-        known = row.topic_id in held and _can_be(row, generation, handles)
-        if known and (row.kind == "publisher" or seat in held[row.topic_id]):
-            if row.kind != "publisher":
-                held[row.topic_id].discard(seat)
+        known = _can_be(row, generation, handles)
+        if known and (row.topic_id in used if row.kind == "segment" else _takes_part(row, held)):
             estate.participants.append(_participant(row))
         else:
             roster.forget_participant(*row.key)
@@ -287,6 +293,18 @@ def _adopt_participants(roster: Roster, estate: Estate) -> None:
     failpoint.reach("slots-reconciled")
 
 
+def _takes_part(row: ParticipantRow, held: dict[bytes, set[tuple[int, int]]]) -> bool:
+    """Whether its topic and its seat are there; the seat is nobody else's then."""
+    seats = held.get(row.topic_id)
+    if seats is None or row.kind == "publisher":
+        return seats is not None
+    seat = (row.slot, row.incarnation)
+    if seat not in seats:
+        return False
+    seats.discard(seat)
+    return True
+
+
 # --- FIFOs ------------------------------------------------------------------------------------------------------------
 
 
@@ -294,9 +312,10 @@ def _settle_fifos(roster: Roster, estate: Estate, root: Path) -> None:
     """Those of damaged topics stay: who takes part in one goes on as long as it can."""
     names: dict[bytes, list[str]] = {topic.info.topic_id: [] for topic in estate.stored.values()}
     for participant in estate.participants:
-        seat = participant.seat
-        name = fifo.reader_name(seat.slot) if seat is not None else fifo.publisher_name(participant.number)
-        names[participant.topic_id].append(name)
+        if participant.topic_id in names:  # else it is a segment's
+            seat = participant.seat
+            name = fifo.reader_name(seat.slot) if seat is not None else fifo.publisher_name(participant.number)
+            names[participant.topic_id].append(name)
     for topic in estate.stored.values():
         topic.bells.settle(names[topic.info.topic_id])
     kept = {fifo.topic_dir(root, row.topic_id) for row in roster.topics() if row.fifo}
@@ -308,9 +327,10 @@ def _settle_fifos(roster: Roster, estate: Estate, root: Path) -> None:
 
 
 def _resolve_intents(roster: Roster) -> None:
-    """Remove segments that were made for a topic that never came to be noted."""
+    """Remove segments that were made for a topic, or as one of their own, that never came to be noted."""
     noted = {shmid for row in roster.topics() for shmid in (row.log_id, row.ctl_id)}
-    made_by = {key: intent.pid for intent in roster.intents() for key in (intent.log_key, intent.ctl_key)}
+    noted |= {row.id for row in roster.segments()}
+    made_by = {key: intent.pid for intent in roster.intents() for key in intent.segment_keys}
     for found in sysv.list_segments() if made_by else ():
         if (
             found.key != 0
@@ -320,5 +340,6 @@ def _resolve_intents(roster: Roster) -> None:
         ):
             logger.info("segment %d was half made when the last daemon ended, and is removed", found.id)
             _remove(found.id)
+    semaphore_store.remove_half_made(roster.intents(), [row.sem_id for row in roster.segments()])
     failpoint.reach("intent-resolved")
     roster.clear_intents()

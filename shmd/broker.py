@@ -4,7 +4,8 @@
         ▲                                                                              │
         └──────────────────────────── replies and events, with bells ──────────────────┘
 
-Everything runs in the event loop's thread and nothing waits, except that topics are made by worker threads. Effects are
+Everything runs in the event loop's thread and nothing waits, except that topics and segments are made by worker
+threads. Raw segments are kept by the ``SegmentKeeper``. Effects are
 performed at once and in order, before anything else can happen, so that the registry's picture holds when the next
 event comes. What a peer sends cannot raise here: it becomes an event, and the registry answers.
 
@@ -23,7 +24,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shmd import failpoint, fifo, limits, liveness, protocol, topic_store
 from shmd.adoption import participant_row, topic_row
@@ -33,7 +34,10 @@ from shmd.registry import (
     AdmitPublisher,
     AwaitIdle,
     AwaitResume,
+    ChangeSegment,
+    CreateSegment,
     CreateTopic,
+    DestroySegment,
     DestroyTopic,
     DismissPublisher,
     ForgetParticipant,
@@ -44,6 +48,7 @@ from shmd.registry import (
     NoteParticipant,
     Rebind,
     ReleaseSlot,
+    ReportSegment,
     ReportStat,
     RingBells,
     Send,
@@ -51,13 +56,14 @@ from shmd.registry import (
     Untether,
 )
 from shmd.roster_layout import CLIENT_BITS
+from shmd.segment_keeper import SegmentKeeper
 from shmd.stalls import StallWatch
 from shmd.transport import Connection
 from shmd.units import format_size
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from pathlib import Path
 
     from shmd.adoption import Estate
@@ -96,10 +102,11 @@ class Broker:
         generation: int,
         instance_id: bytes,
         fifo_root: Path,
+        state_dir: Path,
         on_stop: Callable[[], object],
     ) -> None:
-        """``fifo_root`` holds the FIFOs of topics that have some. ``on_stop`` is called when a client that may has
-        asked the daemon to stop.
+        """``fifo_root`` holds the FIFOs of topics that have some, ``state_dir`` the segments that are files.
+        ``on_stop`` is called when a client that may has asked the daemon to stop.
         """
         self._loop = loop
         self._registry = registry
@@ -111,6 +118,7 @@ class Broker:
         self._numbers = itertools.count(generation << CLIENT_BITS | 1)
         self._peers: dict[int, _Peer] = {}
         self._topics: dict[str, StoredTopic] = {}
+        self._segments = SegmentKeeper(registry, roster, self._perform, self._answer, state_dir)
         self._awaited: dict[int, int | None] = {}
         """Clients whose process's death is awaited: its pidfd, or None as long as there is none to be had."""
         self._timers: dict[int | str, asyncio.TimerHandle] = {}
@@ -123,13 +131,15 @@ class Broker:
     def adopt(self, estate: Estate) -> None:
         """Take over what an earlier daemon left. Comes before ``accept``."""
         self._topics = estate.stored
+        self._segments.adopt(estate.segments)
         numbered = self._roster.header.publishers_numbered
         for participant in estate.participants:
             if participant.client not in self._awaited:
                 self._awaited[participant.client] = None
                 who = participant.credentials
                 self._await_death(participant.client, liveness.Process(who.pid, who.start_time))
-        self._perform(self._registry.adopt(estate.topics, estate.participants, numbered))
+        segments = [stored.info for stored in estate.segments.values()]
+        self._perform(self._registry.adopt(estate.topics, estate.participants, numbered, segments))
 
     def accept(self, sock: socket.socket) -> None:
         """Serve a connection from now on."""
@@ -167,6 +177,7 @@ class Broker:
             timer.cancel()
         while self._topics:
             self._leave_topic(self._topics.popitem()[1], remove=remove)
+        self._segments.close(remove=remove)
 
     def _leave_topic(self, topic: StoredTopic, *, remove: bool) -> None:
         info = topic.info
@@ -186,6 +197,7 @@ class Broker:
             effects = self._registry.protocol_error(peer.number, error)
         else:
             logger.debug("client %d: %r", peer.number, message)
+            self._segments.look_at(message)
             effects = self._registry.request(peer.number, message)
         self._perform(effects)
 
@@ -228,23 +240,28 @@ class Broker:
                 case StopDaemon():
                     self._on_stop()
                 case CreateTopic():
-                    self._create(effect)
+                    self._start(self._create_topic(effect))
                 case DestroyTopic(topic):
                     self._destroy(topic)
                 case ReportStat():
                     self._report(effect)
                 case LookForStall():
                     self._look_for_stall(effect)
+                case CreateSegment():
+                    self._start(self._segments.create(effect, self._loop, self._creators, self._stop))
+                case DestroySegment() | ChangeSegment() | ReportSegment():
+                    self._segments.perform(effect)
                 case _:
                     self._change_seats(effect)
 
     def _speak(self, effect: Send | HangUp | Rebind) -> None:
         match effect:
-            case Send(client, message, bells_of):
+            case Send(client, message, bells_of, segment):
                 if isinstance(message, protocol.Welcome):
                     self._peers[client].hello_timer.cancel()  # or it would wake an idle daemon for nothing
-                bells = self._topics[bells_of].bells.descriptors if bells_of else ()
-                self._peers[client].connection.send(protocol.encode(message), bells)
+                fds = self._segments.descriptors(segment, message) if segment else ()
+                fds = self._topics[bells_of].bells.descriptors if bells_of else fds
+                self._peers[client].connection.send(protocol.encode(message), fds)
             case HangUp(client, reason):
                 if reason:
                     logger.warning("client %d is hung up on: %s", client, _one_line(reason))
@@ -306,10 +323,13 @@ class Broker:
             reply = protocol.StatReply(id=effect.request_id, stat=stat)
         except ShmdError as error:
             reply = protocol.refusal(effect.request_id, error)
-        self._peers[effect.client].connection.send(protocol.encode(reply))
+        self._answer(effect.client, reply)
 
-    def _create(self, effect: CreateTopic) -> None:
-        task = self._loop.create_task(self._create_topic(effect))
+    def _answer(self, client: int, reply: protocol.Reply) -> None:
+        self._peers[client].connection.send(protocol.encode(reply))
+
+    def _start(self, creation: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(creation)
         self._creations.add(task)
         task.add_done_callback(self._creations.discard)
 

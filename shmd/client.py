@@ -1,12 +1,12 @@
-"""The client: connect to a daemon, and from there topics, publishers and subscriptions.
+"""The client: connect to a daemon, and from there topics, publishers, subscriptions and raw segments.
 
     async with shmd.connect() as client:
         publisher = await client.publisher("prices")
         await publisher.publish({"sym": "ABCD", "px": 101.25})
 
-Whatever opens something (``connect``, ``publisher``, ``subscribe``) gives an ``Opener``: await it, or enter it with
-``async with``. All methods belong to the loop that ``connect`` ran in; any number of tasks may call them at a time.
-Cancelling one gives back whatever it had opened by then.
+Whatever opens something (``connect``, ``publisher``, ``subscribe``, ``segment``) gives an ``Opener``: await it, or
+enter it with ``async with``. All methods belong to the loop that ``connect`` ran in; any number of tasks may call them
+at a time. Cancelling one gives back whatever it had opened by then.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from shmd import config, limits, names, protocol
 from shmd.client_events import EventStream
+from shmd.client_segments import ClientSegments
 from shmd.codec import make_codec
 from shmd.errors import InvalidOption, NoSuchTopic, SegmentInvalid, SegmentNotFound, SegmentRemoved
 from shmd.hub import Hub, give_back_dropped
@@ -69,7 +70,7 @@ async def _connect(
     return Client(hub)
 
 
-class Client:
+class Client(ClientSegments):
     """One connection to a daemon, and all that was opened through it. Made by ``connect``."""
 
     def __init__(self, hub: Hub) -> None:
@@ -315,10 +316,6 @@ class Client:
         stays.
         """
         await self._hub.close()
-
-    def _next_id(self) -> int:
-        self._hub.check_open()
-        return self._hub.link.next_id()
 
     async def _open_publisher(
         self, topic: str, codec: Codec, options: protocol.TopicOptions, *, require_subscribers: bool

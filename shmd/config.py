@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_INSTANCE: Final = "default"
 SYSTEM_RUNTIME_DIR: Final = Path("/run/shmd")
+SYSTEM_STATE_DIR: Final = Path("/var/lib/shmd")
 _SOCKET_NAME: Final = "control.sock"
 _LOCK_NAME: Final = "lock"
 _ROOT_UID: Final = 0
@@ -42,6 +43,19 @@ def default_runtime_dir(environ: Mapping[str, str] = os.environ, uid: int | None
     if user_dir and (os.getuid() if uid is None else uid) != _ROOT_UID:
         return Path(user_dir) / "shmd"
     return SYSTEM_RUNTIME_DIR
+
+
+def default_state_dir(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Path:
+    """``$STATE_DIRECTORY`` (systemd's); else ``$XDG_STATE_HOME/shmd``, or ``~/.local/state/shmd``, for a user, and
+    ``/var/lib/shmd`` for root.
+    """
+    if environ.get("STATE_DIRECTORY"):
+        return Path(environ["STATE_DIRECTORY"].partition(":")[0])
+    if (os.getuid() if uid is None else uid) == _ROOT_UID:
+        return SYSTEM_STATE_DIR
+    home = environ.get("HOME")
+    user_dir = environ.get("XDG_STATE_HOME") or (f"{home}/.local/state" if home else "")
+    return Path(user_dir) / "shmd" if user_dir else SYSTEM_STATE_DIR
 
 
 def instance_id(instance: str, uid: int) -> bytes:
@@ -59,8 +73,14 @@ class DaemonConfig:
     """Where to listen; by default ``control.sock`` in the instance's directory."""
     socket_mode: int = 0o666
     """Who may connect. What a connected client may do is decided topic by topic."""
+    state_dir: Path = Path()
+    """Holds the segments that are files, so that they survive a reboot; made when it is needed. By default that of the
+    system or the user, but ``state`` in a ``runtime_dir`` that is neither's.
+    """
     total_bytes: int = limits.TOTAL_BYTES_DEFAULT
-    """All segments together."""
+    """All segments in memory together."""
+    file_bytes: int = limits.FILE_BYTES_DEFAULT
+    """All segments that are files together."""
     topics_max: int = limits.TOPICS_MAX
     clients_max: int = limits.CLIENTS_MAX
     clients_per_uid_max: int = limits.CLIENTS_PER_UID_MAX
@@ -78,11 +98,19 @@ class DaemonConfig:
             object.__setattr__(self, name, value)
         if self.socket_path == Path():
             object.__setattr__(self, "socket_path", self.instance_dir / _SOCKET_NAME)
+        if self.state_dir == Path():
+            usual = self.runtime_dir == default_runtime_dir()
+            object.__setattr__(self, "state_dir", default_state_dir() if usual else self.runtime_dir / "state")
 
     @property
     def instance_dir(self) -> Path:
         """Holds what belongs to this instance alone."""
         return _instance_dir(self.runtime_dir, self.instance)
+
+    @property
+    def instance_state_dir(self) -> Path:
+        """The same for what survives a reboot."""
+        return _instance_dir(self.state_dir, self.instance)
 
     @property
     def lock_path(self) -> Path:
@@ -161,6 +189,13 @@ def _topics(value: int) -> int:
     raise InvalidOption(f"{value} topics are more than a roster has rows for", f"at most {limits.TOPICS_MAX}")
 
 
+def _state_dir(value: str | os.PathLike[str]) -> Path:
+    path = Path(value)
+    if len(os.fsencode(path)) <= limits.STATE_DIR_BYTES_MAX:
+        return path
+    raise InvalidOption(f"{path} is too long a path", f"at most {limits.STATE_DIR_BYTES_MAX} bytes")
+
+
 def _flag(value: bool) -> bool:
     if isinstance(value, bool):
         return value
@@ -180,7 +215,9 @@ _FIELDS: Final[Mapping[str, Callable[[Any], object]]] = {
     "runtime_dir": Path,
     "socket_path": Path,
     "socket_mode": _mode,
+    "state_dir": _state_dir,
     "total_bytes": units.parse_size,
+    "file_bytes": units.parse_size,
     "topics_max": _topics,
     "clients_max": _count,
     "clients_per_uid_max": _count,

@@ -83,7 +83,7 @@ class Daemon:
     def _broker(self, loop: asyncio.AbstractEventLoop, roster: Roster, bells: BellStore, fifo_root: Path) -> Broker:
         """With all that the daemon before left."""
         generation = roster.take_over()
-        estate = adoption.adopt(roster, bells, fifo_root)
+        estate = adoption.adopt(roster, bells, fifo_root, self._config.instance_state_dir)
         if estate.topics:
             logger.info("adopted %d topics with %d participants", len(estate.topics), len(estate.participants))
         broker = Broker(
@@ -94,6 +94,7 @@ class Daemon:
             generation=generation,
             instance_id=self._config.instance_id(),
             fifo_root=fifo_root,
+            state_dir=self._config.instance_state_dir,
             on_stop=self._closed.set,
         )
         broker.adopt(estate)
@@ -201,4 +202,5 @@ def _quotas(config: DaemonConfig) -> Quotas:
         clients_per_uid=config.clients_per_uid_max,
         topics=config.topics_max,
         total_bytes=config.total_bytes,
+        file_bytes=config.file_bytes,
     )

@@ -9,14 +9,18 @@
     │   ├── ForkedError           used in a forked child, which only inherited it
     │   ├── EncodeError           the codec cannot pack this object
     │   └── RecordTooLarge        over the topic's record limit
-    ├── WouldBlock                nobody's: only ``*_nowait`` raises these
+    ├── WouldBlock                nobody's: raised by ``*_nowait``, and by what never waits
     │   ├── TopicFull             a `wait` topic has no room
     │   ├── TopicLocked           another publisher is in the critical section
-    │   └── NoRecord              nothing to read yet
+    │   ├── NoRecord              nothing to read yet
+    │   ├── SegmentLocked         another task or process holds the segment's lock
+    │   ├── CellEmpty             nobody has stored a value yet
+    │   └── CellBusy              others are storing values, too often or right now
     ├── RequestRefused            the daemon said no, and why
     │   ├── NoSuchTopic
     │   ├── TopicMismatch         exists with other options; names both values
     │   ├── TopicBusy             exclusive, and somebody else publishes
+    │   ├── SegmentMismatch       a raw segment exists with other options; names both values
     │   ├── PermissionDenied
     │   ├── LimitExceeded         a quota or limit, with its name and value
     │   ├── VersionMismatch       the other side speaks another major version
@@ -28,6 +32,7 @@
     ├── NoSubscribers             nobody's: no subscriber is there, so nothing was published (``require_subscribers``)
     ├── ProtocolError             the peer broke the control protocol
     ├── CorruptTopic              shared memory holds what no publisher writes
+    ├── CellMismatch              a segment holds something else there than this cell
     ├── DecodeError               a record's payload is not what the codec expects
     ├── ConfigError               the configuration file or environment
     └── SegmentError (OSError)    System V said no; ``errno`` is set
@@ -109,7 +114,7 @@ class RecordTooLarge(UsageError):
 
 
 class WouldBlock(ShmdError):
-    """Nobody's fault: the ``*_nowait`` form of an operation would have had to wait."""
+    """Nobody's fault: the operation would have had to wait, and does not (``*_nowait``, or one that never waits)."""
 
     code = "would-block"
 
@@ -124,6 +129,18 @@ class TopicLocked(WouldBlock):
 
 class NoRecord(WouldBlock):
     code = "no-record"
+
+
+class SegmentLocked(WouldBlock):
+    code = "segment-locked"
+
+
+class CellEmpty(WouldBlock):
+    code = "cell-empty"
+
+
+class CellBusy(WouldBlock):
+    code = "cell-busy"
 
 
 class RequestRefused(ShmdError):
@@ -142,6 +159,10 @@ class TopicMismatch(RequestRefused):
 
 class TopicBusy(RequestRefused):
     code = "topic-busy"
+
+
+class SegmentMismatch(RequestRefused):
+    code = "segment-mismatch"
 
 
 class PermissionDenied(RequestRefused):
@@ -194,6 +215,12 @@ class CorruptTopic(ShmdError):
     """A publisher's fault, or a damaged segment's: the shared memory holds what no publisher writes."""
 
     code = "corrupt-topic"
+
+
+class CellMismatch(ShmdError):
+    """The program's fault, or another's that writes to the segment: wrong offset, wrong type, or overwritten."""
+
+    code = "cell-mismatch"
 
 
 class DecodeError(ShmdError):

@@ -1,8 +1,8 @@
-"""What all publishers and subscriptions of one client share: the link, the bells, and who takes part in what.
+"""What all publishers, subscriptions and segments of one client share: link, bells, and who takes part in what.
 
     Client ──▶ Hub ──▶ Link (control)             Publisher ────▶ PublisherSeat ─┐
                 │ └──▶ BellSet ◀── loop           Subscription ─▶ JoinedTopic ───┴─▶ Seat: attachment, bells, handle
-                └─────▶ seats by topic
+                └─────▶ seats by topic               Segment ──────▶ SegmentSeat ───┘
 
 The hub and the loop know seats, never the publisher or subscription that uses them: one that is dropped without
 ``close()`` is therefore collected, warns, and gives its seats back.
@@ -23,7 +23,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from shmd import limits
+from shmd import limits, protocol
 from shmd.bystander import Bystander
 from shmd.client_events import ClientEvent, EventStream
 from shmd.errors import (
@@ -34,6 +34,7 @@ from shmd.errors import (
     SegmentInvalid,
     SegmentNotFound,
     SegmentRemoved,
+    ShmdError,
     TopicRemoved,
 )
 from shmd.link import Link
@@ -45,16 +46,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterator
     from pathlib import Path
 
-    from shmd import _core, protocol
+    from shmd import _core
     from shmd.notifier import Bells, Granted
-    from shmd.seat import Doze, Seat
+    from shmd.seat import Doze, Seat, TopicSeat
+    from shmd.segment_seat import SegmentSeat
     from shmd.session import Session
 
 logger = logging.getLogger("shmd.client")
 
 
 class Member(Protocol):
-    """A publisher or subscription, as its client sees it."""
+    """A publisher, subscription or segment, as its client sees it."""
 
     def release(self) -> asyncio.Future[Any] | None:
         """Give everything back; the future tells when the daemon knows. None if that was done before."""
@@ -81,7 +83,8 @@ def give_back_dropped(dropped: object, loop: asyncio.AbstractEventLoop, release:
     try:
         loop.call_soon_threadsafe(release)  # the collector may run in any thread, and between any two instructions
     except RuntimeError:
-        release()  # the loop is closed
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody can be told
+            release()
     warnings.warn(message, ResourceWarning, source=dropped, stacklevel=3)
 
 
@@ -105,7 +108,8 @@ class Hub:
         self.tasks: set[asyncio.Task[None]] = set()
         self.looks = Looks()
         self.bystander = Bystander()
-        self._seats: dict[str, set[Seat]] = {}
+        self._seats: dict[str, set[TopicSeat]] = {}
+        self._segment_seats: set[SegmentSeat] = set()
         self._bells = BellSet()
         self.loop.add_reader(self._bells.fileno(), self._bells.dispatch)
         self.link = Link(path, name, self, request_timeout_s)
@@ -156,7 +160,7 @@ class Hub:
             bells.close()
             self.link.close_handle(granted.id)
             if isinstance(error, SegmentInvalid | SegmentNotFound | SegmentRemoved):
-                raise TopicRemoved(f"topic {granted.topic.name!r} was removed while it was being opened") from error
+                raise _removed_meanwhile(granted) from error
             raise
 
     async def told(self, closings: Collection[asyncio.Future[Any]]) -> None:
@@ -164,25 +168,36 @@ class Hub:
         if closings:
             await asyncio.wait(closings, timeout=self.link.request_timeout_s)
 
-    def seat_taken(self, seat: Seat) -> None:
-        self.heed_bell(seat)
-        self._seats.setdefault(seat.info.name, set()).add(seat)
+    def seat_taken(self, seat: TopicSeat) -> None:
+        self.heed_bells(seat)
+        self._seats.setdefault(seat.name, set()).add(seat)
 
-    def seat_left(self, seat: Seat) -> None:
-        self.ignore_bell(seat)
-        seats = self._seats[seat.info.name]
+    def segment_taken(self, seat: SegmentSeat) -> None:
+        for fd, callback in seat.heeded():
+            self._bells.add_quietly(fd, callback)
+        self._segment_seats.add(seat)
+
+    def seat_left(self, seat: TopicSeat) -> None:
+        self.ignore_bells(seat)
+        seats = self._seats[seat.name]
         seats.discard(seat)
         if not seats:
-            del self._seats[seat.info.name]
+            del self._seats[seat.name]
 
-    def heed_bell(self, seat: Seat) -> None:
-        self._bells.add(seat.listening_fd, seat.ring, drain=seat.info.notifier == "fifo")
+    def segment_left(self, seat: SegmentSeat) -> None:
+        self.ignore_bells(seat)
+        self._segment_seats.discard(seat)
 
-    def ignore_bell(self, seat: Seat) -> None:
-        self._bells.discard(seat.listening_fd)
+    def heed_bells(self, seat: Seat) -> None:
+        for fd, callback in seat.heeded():
+            self._bells.add(fd, callback, drain=seat.drained)
+
+    def ignore_bells(self, seat: Seat) -> None:
+        for fd, _ in seat.heeded():
+            self._bells.discard(fd)
 
     def all_seats(self) -> list[Seat]:
-        return [seat for seats in self._seats.values() for seat in seats]
+        return [*(seat for seats in self._seats.values() for seat in seats), *self._segment_seats]
 
     def find_log(self, topic: str) -> _core.Log | None:
         """The log of a topic that somebody here takes part in, or that was looked at before."""
@@ -207,6 +222,11 @@ class Hub:
         for seat in self._seats.get(event.topic, ()):
             if seat.handle == event.handle:
                 seat.untethered()
+
+    def segment_gone(self, event: protocol.SegmentGone) -> None:
+        for seat in list(self._segment_seats):
+            if seat.info.segment_id == event.segment_id:
+                seat.gone()
 
     def publishers_gone(self, event: protocol.PublishersGone) -> None:
         for seat in self._seats.get(event.topic, ()):
@@ -326,6 +346,12 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _removed_meanwhile(granted: Granted) -> ShmdError:
+    if isinstance(granted, protocol.SegmentGranted):
+        return SegmentRemoved(f"segment {granted.segment.name!r} was removed while it was being opened")
+    return TopicRemoved(f"topic {granted.topic.name!r} was removed while it was being opened")
 
 
 def forked_error() -> ForkedError:

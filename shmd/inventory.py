@@ -1,6 +1,7 @@
 """Every segment that shmd made on this host, with or without a daemon: what it is, whose, and who still needs it.
 
-A segment is known by the magic in its header, where we may read it, and by the rosters, which everybody may. A roster
+A segment is known by the magic in its header, where we may read it, and by the rosters, which everybody may. A raw
+segment has no header, and is known by its roster alone; one that was adopted is not shmd's. A roster
 is believed about segments of its own creator only, so nobody can make a stranger's segment look needed, or like shmd's.
 
 | state    | it means                                                                                                |
@@ -19,7 +20,7 @@ import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from shmd import _core, fifo, liveness, roster_layout, segment, sysv
+from shmd import _core, fifo, liveness, roster_layout, segment, semaphore_store, sysv
 from shmd.errors import ConfigError, SegmentError, UsageError, VersionMismatch
 from shmd.roster_reader import RosterReader
 
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from shmd.roster_layout import Header, ParticipantRow, TopicRow
+    from shmd.roster_layout import Header, ParticipantRow, SegmentRow, TopicRow
     from shmd.sysv import SegmentStat
 
-Kind: TypeAlias = Literal["log", "ctl", "roster", "unreadable"]
+Kind: TypeAlias = Literal["log", "ctl", "roster", "segment", "unreadable"]
 State: TypeAlias = Literal["alive", "kept", "orphaned"]
 
 _KINDS: Final[dict[bytes, Kind]] = {b"SHMDLOG1": "log", b"SHMDCTL1": "ctl", b"SHMDROS1": "roster"}
@@ -41,7 +42,7 @@ _SLOT_INCARNATION_SHIFT: Final = 34
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One segment of shmd. ``instance`` and ``topic`` are empty where nothing tells them."""
+    """One segment of shmd. ``instance`` and ``topic`` (or a raw segment's name) are empty where nothing tells them."""
 
     stat: SegmentStat
     kind: Kind
@@ -61,7 +62,11 @@ class FoundRoster:
     running: bool
     topics: tuple[TopicRow, ...]
     participants: tuple[ParticipantRow, ...]
+    segments: tuple[SegmentRow, ...]
+    """Raw ones, adopted ones left out."""
     intended_keys: frozenset[int]
+    semaphores: tuple[tuple[int, int], ...]
+    """Id and key of those that the instance made for raw segments."""
 
     @property
     def transient(self) -> bool:
@@ -71,6 +76,7 @@ class FoundRoster:
     def notes(self, stat: SegmentStat) -> bool:
         """Whether this roster says that the segment is one of its instance's."""
         ids = {(row.log_id, row.log_key) for row in self.topics} | {(row.ctl_id, row.ctl_key) for row in self.topics}
+        ids |= {(row.id, row.key) for row in self.segments}
         known = any(stat.id == shmid and stat.key in (key, 0) for shmid, key in ids) or stat.key in self.intended_keys
         return stat.cuid == self.stat.cuid and (known or stat.id == self.stat.id)
 
@@ -141,6 +147,9 @@ def remove_instance(instance_id: bytes, instance_dir: Path | None = None) -> lis
                 f"the daemon of instance {roster.header.instance!r} runs (pid {roster.header.pid})",
                 "say where it listens (--socket), or stop it",
             )
+    for roster in mine.rosters:
+        for semid, key in roster.semaphores:
+            semaphore_store.remove(semid, key, roster.stat.cuid)
     there = [found for found in mine.segments if not found.stat.removed]
     removed = sorted(there, key=lambda found: found.kind == "roster")  # the rosters last: they know the rest
     for found in removed:
@@ -165,7 +174,9 @@ def _read_roster(stat: SegmentStat) -> FoundRoster | None:
             _runs(header),
             tuple(reader.topics()),
             tuple(reader.participants()),
-            frozenset(key for row in reader.intents() for key in (row.log_key, row.ctl_key) if key),
+            tuple(row for row in reader.segments() if not row.adopted),
+            frozenset(key for row in reader.intents() for key in row.segment_keys),
+            tuple((row.sem_id, row.sem_key) for row in reader.segments() if semaphore_store.is_ours(row)),
         )
 
 
@@ -185,13 +196,16 @@ def _recognise(stat: SegmentStat, rosters: tuple[FoundRoster, ...]) -> Found | N
         return None
     rows = noting.topics if noting is not None else ()
     row = next((row for row in rows if stat.id in (row.log_id, row.ctl_id)), None)
+    raw = next((row for row in noting.segments if stat.id == row.id), None) if noting is not None else None
     if noting is not None:
         instance_id = noting.header.instance_id
     state: State = "orphaned"
     if stat.attachments or stat.removed or (noting and noting.running):
         state = "alive"
-    elif rows or (noting is not None and stat.id != noting.stat.id):
+    elif rows or raw is not None or (noting is not None and stat.id != noting.stat.id):
         state = "kept"
+    if raw is not None:
+        kind, name, topic_id = "segment", raw.name, raw.segment_id
     return Found(
         stat,
         kind or ("unreadable" if row is None else "log" if stat.id == row.log_id else "ctl"),

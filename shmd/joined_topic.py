@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from shmd import _core, limits, protocol
 from shmd.errors import ClosedError, TopicClosed, TopicRemoved
-from shmd.seat import Seat, Sleeper
+from shmd.seat import Sleeper, TopicSeat
 from shmd.start import is_past, seek_first
 
 if TYPE_CHECKING:
     from shmd.codec import Codec
     from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.notifier import Bells
+    from shmd.notifier import TopicBells
     from shmd.session import Session
     from shmd.start import Seek
 
@@ -38,7 +38,7 @@ class Wakeful:
         self.sleeper = Sleeper()
 
 
-class JoinedTopic(Seat):
+class JoinedTopic(TopicSeat):
     """A subscriber's seat. Neither hot nor asleep until ``join`` is through."""
 
     __slots__ = (
@@ -50,7 +50,7 @@ class JoinedTopic(Seat):
         self,
         hub: Hub,
         granted: protocol.SubscriberGranted,
-        bells: Bells,
+        bells: TopicBells,
         shared: Wakeful,
         codec: Codec,
         *,
@@ -121,6 +121,7 @@ class JoinedTopic(Seat):
 
     def leave(self) -> None:
         self.cursor.close()
+        super().leave()
 
     # --- the daemon comes back ---
 
@@ -192,7 +193,7 @@ class JoinedTopic(Seat):
         incarnation, _, tethered, _, _ = self.log.slot_stat(self._grant.slot)
         return tethered and incarnation == self._grant.incarnation
 
-    def _make_cursor(self, granted: protocol.SubscriberGranted, bells: Bells) -> _core.Cursor:
+    def _make_cursor(self, granted: protocol.SubscriberGranted, bells: TopicBells) -> _core.Cursor:
         return _core.Cursor(
             self.log,
             slot=granted.slot,

@@ -69,12 +69,23 @@ FIFO_DIR_BYTES_MAX: Final = 255
 """The path of a topic's FIFOs is part of its description, of which a page of a list has 64."""
 RECHECK_UNHEARD_S: Final = 0.1
 """Where more publishers wait for room than have places in the ctl (256), the others look again this often."""
+# --- segments ---------------------------------------------------------------------------------------------------------
+CELL_SIZE_BYTES_MAX: Final = 1 * MIB
+"""A value is copied in one go, a tenth of a millisecond, and up to 64 times where a hostile writer keeps overtaking."""
+SEGMENT_LOCK_RECHECK_MIN_S: Final = 0.000_5
+SEGMENT_LOCK_RECHECK_MAX_S: Final = 0.01
+"""An owner written in C rings no bell, nor does the kernel for one that died: who waits looks again by itself, soon,
+then less often. A look costs about 20 µs of CPU with its timer, so waiting costs 0.2 % of a core at most."""
 
 # --- the control socket -----------------------------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = 64 * KIB
 """One packet. Well below the 208 KiB that a socket buffer takes; lists are paged to fit."""
-DESCRIPTORS_PER_MESSAGE_MAX: Final = 2
-"""A record bell and a space bell."""
+BELLS_PER_GRANT: Final = 2
+"""A record bell and a space bell; or a notify bell and a lock bell."""
+DESCRIPTORS_PER_MESSAGE_MAX: Final = 3
+"""The bells, and the file of a segment that is one."""
+PAGE_SEGMENTS_MAX: Final = 32
+"""Entries in one page of segments: each may have the path of a file."""
 PAGE_ENTRIES_MAX: Final = 64
 """Entries of one page of a list: 64 × about 600 bytes fit a message."""
 PACKETS_PER_WAKE: Final = 64
@@ -116,14 +127,24 @@ CLIENTS_PER_UID_MAX: Final = 8_192
 """So that one user cannot take all of them."""
 TOPICS_MAX: Final = 2_000
 """Two segments each; a System V namespace holds 4,096 by default (SHMMNI)."""
+SEGMENTS_MAX: Final = 1_024
+"""Raw segments: a quarter of the 4,096 that a System V namespace holds by default (SHMMNI); half a MiB of roster."""
+FILE_BYTES_DEFAULT: Final = 16 * GIB
+"""All segments of one daemon that are files, together, unless configured: a disk is larger than memory, but shared."""
+FILE_SYNC_INTERVAL_S: Final = 1.0
+"""How often the daemon has files with ``sync="interval"`` written to the disk: what a power failure may cost."""
+STATE_DIR_BYTES_MAX: Final = 200
+"""Of the state directory's path: a file's path goes into messages, of which a page has many."""
 PARTICIPANTS_MAX: Final = 16_384
-"""Publishers and subscribers of all topics together: rows of the roster, 3 MiB of address space, touched as needed."""
+"""Publishers, subscribers and users of segments, all together: rows of the roster, 3 MiB of address space, touched as
+needed.
+"""
 STORED_DESCRIPTORS_MAX: Final = 2 * TOPICS_MAX
 """Bells that the service manager keeps, two of each topic: FileDescriptorStoreMax= in the units says the same."""
 STORE_MESSAGES_MAX: Final = 2 * STORED_DESCRIPTORS_MAX
 """On their way to the service manager: every bell once, and every one removed. More, and bells are not stored."""
 INTENTS_MAX: Final = 64
-"""Topics in the making at one time: more wait for their turn."""
+"""Topics and segments in the making at one time: more wait for their turn."""
 ROSTER_CANDIDATES: Final = 8
 """Keys that an instance's roster may have: one is enough unless strangers happen to hold segments with them."""
 ROSTER_READ_ATTEMPTS: Final = 16

@@ -21,7 +21,7 @@ import itertools
 import logging
 import os
 import random
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 import msgspec
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from shmd.notifier import Bells
+    from shmd.notifier import SegmentBells, TopicBells
     from shmd.session import Answer, G
 
 logger = logging.getLogger("shmd.client")
@@ -41,8 +41,8 @@ logger = logging.getLogger("shmd.client")
 R = TypeVar("R", bound=protocol.Reply)
 T = TypeVar("T")
 
-_OPENS: Final = (protocol.OpenPublisher, protocol.OpenSubscriber)
-_ONCE: Final = (protocol.RemoveTopic, protocol.Stop)
+_OPENS: Final = (protocol.OpenPublisher, protocol.OpenSubscriber, protocol.OpenSegment)
+_ONCE: Final = (protocol.RemoveTopic, protocol.RemoveSegment, protocol.Stop)
 """Carried out twice, they would hit another topic, or another daemon."""
 
 
@@ -52,6 +52,7 @@ class Owner(Protocol):
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
     def untethered(self, event: protocol.Untethered) -> None: ...
+    def segment_gone(self, event: protocol.SegmentGone) -> None: ...
     def publishers_gone(self, event: protocol.PublishersGone) -> None: ...
 
     def link_lost(self, reason: Exception | None) -> None:
@@ -113,11 +114,20 @@ class Link:
 
         return await self._persist(message, None if for_ever else self.request_timeout_s, exchange)
 
-    async def open(self, message: protocol.Request, reply_type: type[G]) -> tuple[G, Bells]:
+    @overload
+    async def open(self, message: protocol.Request, reply_type: type[G]) -> tuple[G, TopicBells]: ...
+
+    @overload
+    async def open(
+        self, message: protocol.Request, reply_type: type[protocol.SegmentGranted]
+    ) -> tuple[protocol.SegmentGranted, SegmentBells]: ...
+
+    async def open(self, message: protocol.Request, reply_type: type[Any]) -> tuple[Any, Any]:
         """The same for a request that is granted with bells. The caller closes them, and the handle."""
 
-        async def exchange(message: protocol.Request, timeout_s: float | None) -> tuple[G, Bells]:
-            return await self.session.open(message, reply_type, timeout_s=timeout_s)
+        async def exchange(message: protocol.Request, timeout_s: float | None) -> tuple[Any, Any]:
+            granted: tuple[Any, Any] = await self.session.open(message, reply_type, timeout_s=timeout_s)
+            return granted
 
         return await self._persist(message, self.request_timeout_s, exchange)
 
@@ -177,8 +187,8 @@ class Link:
             except Disconnected:
                 self._orphans.add(message.id)
                 self._check_open()
-                if isinstance(message, _ONCE):
-                    raise
+                if isinstance(message, _ONCE) or getattr(message, "exclusive", False):
+                    raise  # or the second attempt might find what the first one made
             except (asyncio.CancelledError, DaemonUnavailable):
                 # The session has cancelled it, but nobody answers that: a daemon killed now may never hear of it.
                 if isinstance(message, _OPENS):
@@ -217,6 +227,9 @@ class Link:
 
     def untethered(self, event: protocol.Untethered) -> None:
         self._owner.untethered(event)
+
+    def segment_gone(self, event: protocol.SegmentGone) -> None:
+        self._owner.segment_gone(event)
 
     def publishers_gone(self, event: protocol.PublishersGone) -> None:
         self._owner.publishers_gone(event)

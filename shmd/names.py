@@ -1,6 +1,6 @@
-"""Topic names, patterns and instance names: what may be said, and what matches what.
+"""Names of topics and segments, patterns and instance names: what may be said, and what matches what.
 
-A topic is ``tokens.with.dots``; a token is one or more of the characters in ``_TOKEN``.
+A topic, and a segment, is ``tokens.with.dots``; a token is one or more of the characters in ``_TOKEN``.
 A pattern may use ``*`` for exactly one token and, at the end, ``>`` for one or more (as in NATS).
 """
 
@@ -19,13 +19,19 @@ _ALLOWED: Final = "letters, digits and _ : @ $ + - , in tokens separated by sing
 
 def check_topic(name: str) -> str:
     """``name`` itself if it can name a topic, else ``InvalidName``."""
-    _check_tokens(name, wildcards=False)
+    _check_tokens(name, "name a topic", wildcards=False)
+    return name
+
+
+def check_segment(name: str) -> str:
+    """``name`` itself if it can name a raw segment, else ``InvalidName``. A topic may have the same name."""
+    _check_tokens(name, "name a segment", wildcards=False)
     return name
 
 
 def check_pattern(pattern: str) -> str:
-    """``pattern`` itself if it is a topic name or a pattern, else ``InvalidName``."""
-    _check_tokens(pattern, wildcards=True)
+    """``pattern`` itself if it is a name or a pattern of names, else ``InvalidName``."""
+    _check_tokens(pattern, "stand for names", wildcards=True)
     return pattern
 
 
@@ -55,8 +61,7 @@ def matches(pattern: str, topic: str) -> bool:
     return len(wanted) == len(tokens)
 
 
-def _check_tokens(name: str, *, wildcards: bool) -> None:
-    what = "subscribe to" if wildcards else "name a topic"
+def _check_tokens(name: str, what: str, *, wildcards: bool) -> None:
     if not 0 < len(name) <= limits.TOPIC_NAME_BYTES_MAX:
         raise InvalidName(f"a name of {len(name)} characters cannot {what}", f"use 1 to {limits.TOPIC_NAME_BYTES_MAX}")
     parts = name.split(".")
@@ -67,5 +72,5 @@ def _check_tokens(name: str, *, wildcards: bool) -> None:
             continue
         hint = f"use {_ALLOWED}"
         if part in ("*", ">"):
-            hint = "'>' may only be the last token" if wildcards else "wildcards are for subscriptions only"
+            hint = "'>' may only be the last token" if wildcards else "wildcards are for patterns only"
         raise InvalidName(f"{name!r} cannot {what}: token {part!r}", hint)

@@ -15,16 +15,20 @@ finds in the ctl.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from shmd import _core, fifo, limits, protocol
+from shmd.errors import LimitExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
 
-Granted: TypeAlias = protocol.PublisherGranted | protocol.SubscriberGranted
+TopicGranted: TypeAlias = protocol.PublisherGranted | protocol.SubscriberGranted
+Granted: TypeAlias = TopicGranted | protocol.SegmentGranted
 
 _EDGE: Final = select.EPOLLIN | select.EPOLLET
 
@@ -39,8 +43,38 @@ def ring(fd: int) -> None:
     os.eventfd_write(fd, 0)
 
 
+def make_bells(undo: ExitStack) -> list[int]:
+    """The two bells of a topic or a segment. ``LimitExceeded`` if there are no descriptors left."""
+    bells = []
+    for _ in range(limits.BELLS_PER_GRANT):
+        try:
+            bell = make_bell()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise LimitExceeded(
+                f"the daemon is out of descriptors: {error.strerror}", "raise its LimitNOFILE="
+            ) from None
+        undo.callback(os.close, bell)
+        bells.append(bell)
+    return bells
+
+
 class Bells(Protocol):
-    """What one grant brings: the bell to listen to, and what to ring others with. To be closed once."""
+    """What one grant brings to be woken by, and to wake others. To be closed once."""
+
+    @property
+    def descriptors(self) -> int:
+        """How many come again when the grant is resumed."""
+
+    def renewed(self, fds: Sequence[int]) -> Bells:
+        """Those that a later daemon has for the same grant, which sent ``fds``. The old ones stay open."""
+
+    def close(self) -> None: ...
+
+
+class TopicBells(Bells, Protocol):
+    """Those of a topic: the bell to listen to, and what to ring others with."""
 
     @property
     def listening_fd(self) -> int: ...
@@ -52,20 +86,11 @@ class Bells(Protocol):
     def space_fd(self) -> int:
         """Rings publishers that wait for room."""
 
-    @property
-    def descriptors(self) -> int:
-        """How many a grant carries."""
-
-    def renewed(self, fds: Sequence[int]) -> Bells:
-        """Those that a later daemon has for the same grant, which sent ``fds``. The old ones stay open."""
-
-    def close(self) -> None: ...
-
 
 class EventfdBells:
     """Both of the topic's bells, in the order in which they come; one of them is for us."""
 
-    descriptors: Final = limits.DESCRIPTORS_PER_MESSAGE_MAX
+    descriptors: Final = limits.BELLS_PER_GRANT
     __slots__ = ("_is_publisher", "listening_fd", "record_fd", "space_fd")
 
     def __init__(self, record_fd: int, space_fd: int, *, is_publisher: bool) -> None:
@@ -107,13 +132,43 @@ class FifoBells:
         os.close(self.listening_fd)
 
 
+class SegmentBells:
+    """A segment's notify bell and lock bell, and the file, if it is one: ``file_fd``, else -1."""
+
+    descriptors: Final = limits.BELLS_PER_GRANT
+    __slots__ = ("file_fd", "lock_fd", "notify_fd")
+
+    def __init__(self, notify_fd: int, lock_fd: int, file_fd: int = -1) -> None:
+        self.notify_fd = notify_fd
+        self.lock_fd = lock_fd
+        self.file_fd = file_fd
+
+    def renewed(self, fds: Sequence[int]) -> SegmentBells:
+        """Without the file, which stays the same: see ``inherit_file``."""
+        return SegmentBells(*fds)
+
+    def inherit_file(self, former: SegmentBells) -> None:
+        """Take over the file of ``former``, if no other one came."""
+        if self.file_fd < 0:
+            self.file_fd, former.file_fd = former.file_fd, -1
+
+    def close(self) -> None:
+        for fd in (self.notify_fd, self.lock_fd, self.file_fd):
+            if fd >= 0:
+                os.close(fd)
+
+
 def descriptors_of(granted: Granted) -> int:
     """How many must have come with a grant."""
+    if isinstance(granted, protocol.SegmentGranted):
+        return SegmentBells.descriptors + (granted.segment.backing == "file")
     return FifoBells.descriptors if granted.topic.notifier == "fifo" else EventfdBells.descriptors
 
 
-def take_bells(granted: Granted, fds: Sequence[int]) -> Bells:
+def take_bells(granted: Granted, fds: Sequence[int]) -> TopicBells | SegmentBells:
     """The bells that a grant brings. If that fails (see ``FifoBells``) there were no ``fds`` to be closed."""
+    if isinstance(granted, protocol.SegmentGranted):
+        return SegmentBells(*fds)
     is_publisher = isinstance(granted, protocol.PublisherGranted)
     if granted.topic.notifier == "eventfd":
         return EventfdBells(*fds, is_publisher=is_publisher)
@@ -141,6 +196,20 @@ class BellSet:
         self._epoll.register(fd, select.EPOLLIN if drain else _EDGE)
         if drain:
             self._drained.add(fd)
+        self._callbacks[fd] = callback
+
+    def add_quietly(self, fd: int, callback: Callable[[], object]) -> None:
+        """The same without the call at first: only rings from now on count. Calls other bells' callbacks that are due.
+
+        ``FileExistsError`` if ``fd`` is in the set.
+        """
+        seen: list[int] = []
+        self.add(fd, lambda: seen.append(fd))
+        # Whoever else holds the bell could have spoiled it, so that it is not even there at first.
+        for _ in self._callbacks:
+            if seen:
+                break
+            self.dispatch()
         self._callbacks[fd] = callback
 
     def discard(self, fd: int) -> None:

@@ -139,10 +139,7 @@ def resolve(options: TopicOptions, creator: Credentials, daemon: Credentials) ->
     The owner is the daemon's user and the group the creator's primary one. Without an explicit mode the creator can use
     what it created: 0600 where it is the daemon's own user, else 0660.
     """
-    mode = options.mode
-    if mode is None:
-        mode = 0o600 if creator.uid == daemon.uid else 0o660
-    _check_mode(mode)
+    mode = resolve_mode(options.mode, creator, daemon)
     return TopicSettings(
         size_bytes=round_size(limits.TOPIC_SIZE_BYTES_DEFAULT if options.size_bytes is None else options.size_bytes),
         when_full=options.when_full or "discard-old",
@@ -158,11 +155,11 @@ def resolve(options: TopicOptions, creator: Credentials, daemon: Credentials) ->
     )
 
 
-def check_creator(creator: Credentials, ownership: Ownership, want: int) -> None:
-    """``PermissionDenied`` if ``creator`` could not use the topic it is about to create."""
+def check_creator(creator: Credentials, ownership: Ownership, want: int, what: str = "topic") -> None:
+    """``PermissionDenied`` if ``creator`` could not use the topic, or ``what`` it is, that it is about to create."""
     if not may(creator, ownership, want):
         raise PermissionDenied(
-            f"mode {ownership.mode:04o} would keep its own creator (uid {creator.uid}) from using the topic",
+            f"mode {ownership.mode:04o} would keep its own creator (uid {creator.uid}) from using the {what}",
             f"the owner is the daemon's user (uid {ownership.uid}): give the rights to your group, as 0660 does",
         )
 
@@ -183,14 +180,25 @@ def check_match(options: TopicOptions, info: TopicInfo) -> None:
         have = getattr(info, option)
         if want is not None and want != have:
             raise TopicMismatch(
-                f"topic {info.name!r} exists with {option} {_show(option, have)}, not {_show(option, want)}",
+                f"topic {info.name!r} exists with {option} {show(option, have)}, not {show(option, want)}",
                 "leave the option out to take the topic as it is, or remove the topic first",
             )
 
 
-def _check_mode(mode: int) -> None:
+def resolve_mode(mode: int | None, creator: Credentials, daemon: Credentials) -> int:
+    """The permission bits of what ``creator`` has made; None leaves them open. ``InvalidOption``."""
+    if mode is None:
+        return 0o600 if creator.uid == daemon.uid else 0o660
+    check_mode(mode)
+    return mode
+
+
+def check_mode(mode: int) -> None:
+    """``InvalidOption`` for permission bits that nothing of the daemon's can have."""
     if mode & ~0o777 or mode & _EXECUTE_BITS:
-        raise InvalidOption(f"mode {mode:04o} has bits that mean nothing for a topic", "use read and write bits only")
+        raise InvalidOption(
+            f"mode {mode:04o} has bits that mean nothing for shared memory", "use read and write bits only"
+        )
     if (mode & _WRITE_BITS) << 1 & ~mode:
         raise InvalidOption(
             f"mode {mode:04o} grants writing without reading",
@@ -198,10 +206,13 @@ def _check_mode(mode: int) -> None:
         )
     if mode & 0o600 != 0o600:
         raise InvalidOption(
-            f"mode {mode:04o} keeps the topic's owner, the daemon's user, from using it",
+            f"mode {mode:04o} keeps the owner, the daemon's user, from using it",
             "the owner needs to read and write: add 0600",
         )
 
 
-def _show(option: str, value: object) -> str:
-    return f"{value:04o}" if option == "mode" else repr(value)
+def show(option: str, value: object) -> str:
+    """The value of an option, as people write it."""
+    if option == "mode":
+        return f"{value:04o}"
+    return f"{value:#x}" if option == "key" else repr(value)

@@ -18,7 +18,7 @@ from shmd import _core, limits, protocol
 from shmd.errors import ClosedError, InvalidOption, NoSubscribers, TopicFull, TopicLocked, TopicRemoved, UsageError
 from shmd.hub import forked_error, give_back_dropped
 from shmd.patience import Patience
-from shmd.seat import Seat, Sleeper
+from shmd.seat import Sleeper, TopicSeat
 from shmd.topic_options import options_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shmd.codec import Codec
     from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.notifier import Bells
+    from shmd.notifier import TopicBells
     from shmd.session import Session
 
 A = TypeVar("A")
@@ -42,7 +42,7 @@ _TURN_PARTS: Final = 2
 """The appender calls out after half a turn: the loop may have come round meanwhile, which ``_begin_turn`` finds out."""
 
 
-class PublisherSeat(Seat):
+class PublisherSeat(TopicSeat):
     """The publisher's end of the log. ``append``, ``append_many`` and ``reserve`` raise ``error`` instead, once there
     is one, and ``NoSubscribers``, where they are required and there are none.
     """
@@ -60,7 +60,7 @@ class PublisherSeat(Seat):
     )
 
     def __init__(
-        self, hub: Hub, granted: protocol.PublisherGranted, bells: Bells, *, require_subscribers: bool
+        self, hub: Hub, granted: protocol.PublisherGranted, bells: TopicBells, *, require_subscribers: bool
     ) -> None:
         self.number = granted.publisher
         self.sleeper = Sleeper()
@@ -97,6 +97,7 @@ class PublisherSeat(Seat):
         self.appender.close()
         self._end(ClosedError(f"this publisher of {self.info.name!r} was closed"))
         self.sleeper.wake()
+        super().leave()
 
     def use_bells(self) -> None:
         self.appender.bell_fd = self._bells.record_fd

@@ -1,8 +1,8 @@
 """Taking a seat again at a daemon that came back.
 
 If it knows this client, the grant holds, and only the bells are new. If it does not (it could not tell that this is the
-same process, or its roster was lost) the seat is opened anew. A topic that is gone, or another topic by its name, means
-that ours was removed.
+same process, or its roster was lost) the seat is opened anew. A topic or segment that is gone, or another one by its
+name, means that ours was removed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from shmd.errors import (
     NoSuchTopic,
     RequestRefused,
     SegmentError,
+    SegmentNotFound,
     TopicBusy,
 )
 
@@ -40,12 +41,12 @@ async def retake(hub: Hub, seat: Seat, session: Session, welcome: protocol.Welco
         else:
             await seat.reopen(session)
             seat.client = welcome.client
-    except NoSuchTopic:
+    except (NoSuchTopic, SegmentNotFound):
         seat.gone()
     except TopicBusy:
         hub.start(_insist(hub, seat, session, welcome))
     except (RequestRefused, SegmentError, CorruptTopic, ClosedError) as error:
-        logger.error("%s of topic %r cannot go on as one: %s", seat.role, seat.info.name, error)
+        logger.error("%s of %r cannot go on as one: %s", seat.role, seat.name, error)
         seat.fail(error)
 
 
@@ -53,7 +54,7 @@ async def _insist(hub: Hub, seat: Seat, session: Session, welcome: protocol.Welc
     """The daemon takes somebody else for the only publisher. It is our former self, whose death it cannot prove, or
     somebody who is about to learn that the topic is gone; meanwhile we publish on.
     """
-    logger.warning("topic %r is exclusive, and the daemon takes somebody else for its publisher", seat.info.name)
+    logger.warning("topic %r is exclusive, and the daemon takes somebody else for its publisher", seat.name)
     while session.connected and not (seat.released or seat.removed or hub.closed):
         await asyncio.sleep(random.uniform(0, limits.RECONNECT_MAX_S))  # noqa: S311 - nobody gains from guessing it
         try:

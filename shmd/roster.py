@@ -4,7 +4,7 @@ What it notes shall live as long as what it is about, so it is in two segments, 
 
 | segment   | notes                                                                | exists                            |
 |-----------|----------------------------------------------------------------------|-----------------------------------|
-| transient | topics that go with their processes, and who takes part in them      | while daemon or client lives      |
+| transient | what goes with its processes, and who takes part in it               | while daemon or client lives      |
 | lasting   | what outlives its processes (``_outlives``), and who takes part      | while it notes anything           |
 |           | in it; and intents, since segments in the making have keys           |                                   |
 
@@ -44,7 +44,7 @@ from shmd.roster_writer import RosterWriter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shmd.roster_layout import IntentRow, ParticipantRow, TopicRow
+    from shmd.roster_layout import IntentRow, ParticipantRow, SegmentRow, TopicRow
     from shmd.roster_writer import Intent
     from shmd.sysv import SegmentStat
 
@@ -55,9 +55,12 @@ _open_here: Final[set[bytes]] = set()
 """Instances that have a daemon in this very process."""
 
 
-def _outlives(row: TopicRow) -> bool:
-    """Whether what the row notes outlives its processes: then it is noted in the lasting segment."""
-    return not row.attached
+def _outlives(row: TopicRow | SegmentRow) -> bool:
+    """Whether what the row notes outlives its processes: then it is noted in the lasting segment.
+
+    A semaphore does, whatever becomes of its segment.
+    """
+    return not row.attached or getattr(row, "sem_key", 0) != 0
 
 
 def candidate_keys(instance_id: bytes) -> list[int]:
@@ -92,12 +95,16 @@ class Roster:
         return [row for part in self._parts() for row in part.topics()]
 
     def participants(self) -> list[ParticipantRow]:
-        """Every publisher, subscriber and kept slot noted."""
+        """Every publisher, subscriber, kept slot and user of a segment noted."""
         return [row for part in self._parts() for row in part.participants()]
 
     def intents(self) -> list[IntentRow]:
-        """Segments that a daemon was about to create and has not noted as a topic's."""
+        """What a daemon was about to create and has not noted as a topic's or as a raw segment."""
         return [row for part in self._parts() for row in part.intents()]
+
+    def segments(self) -> list[SegmentRow]:
+        """Every raw segment noted, in whatever state."""
+        return [row for part in self._parts() for row in part.segments()]
 
     # --- topics ---
 
@@ -125,6 +132,24 @@ class Roster:
         """An incarnation is about to be granted: no later daemon may grant it, or one below."""
         self._part_of(topic_id).raise_incarnation(topic_id, incarnation)
 
+    # --- raw segments ---
+
+    def note_segment(self, row: SegmentRow) -> None:
+        """A raw segment came into being, or was adopted. ``LimitExceeded``, ``SegmentError``, ``ConfigError``."""
+        part = self._require_lasting() if _outlives(row) else self._transient
+        part.note_segment(row)
+        failpoint.reach("segment-noted")
+
+    def begin_segment_removal(self, segment_id: bytes) -> None:
+        """It is about to be removed; whatever happens, it shall be."""
+        self._part_of(segment_id).begin_segment_removal(segment_id)
+        failpoint.reach("segment-removal-noted")
+
+    def forget_segment(self, segment_id: bytes) -> None:
+        self._part_of(segment_id).forget_segment(segment_id)
+        failpoint.reach("segment-forgotten")
+        self._settle()
+
     # --- participants ---
 
     def note_participant(self, row: ParticipantRow) -> None:
@@ -136,7 +161,7 @@ class Roster:
         failpoint.reach("participant-noted")
 
     def forget_participant(self, client: int, handle: int, topic_id: bytes) -> None:
-        """Its topic may be forgotten already."""
+        """Its topic, or its segment, may be forgotten already."""
         key = (client, handle, topic_id)
         part = next(part for part in self._parts() if part.has_participant(key))
         part.forget_participant(key)
@@ -146,7 +171,7 @@ class Roster:
     # --- intents ---
 
     def intent(self) -> Intent:
-        """For a topic that is about to be made. ``SegmentError`` or ``ConfigError`` if it could not be noted."""
+        """For what is about to be made. ``SegmentError`` or ``ConfigError`` if it could not be noted."""
         return self._require_lasting().intent(self._settle)
 
     def clear_intents(self) -> None:
@@ -166,10 +191,10 @@ class Roster:
         return generation
 
     def close(self, *, remove: bool) -> None:
-        """Detach; with ``remove``, or if it notes no topic, the lasting segment goes, too."""
+        """Detach; with ``remove``, or if it notes nothing, the lasting segment goes, too."""
         for part in self._parts():
             part.resign()
-        if self._lasting is not None and (remove or not self._lasting.notes_topics):
+        if self._lasting is not None and (remove or not self._lasting.notes_anything):
             self._end_lasting()
         _open_here.discard(self.header.instance_id)
         for part in self._parts():
@@ -181,7 +206,7 @@ class Roster:
         return (self._transient,) if self._lasting is None else (self._transient, self._lasting)
 
     def _part_of(self, topic_id: bytes) -> RosterWriter:
-        return next(part for part in self._parts() if part.has_topic(topic_id))
+        return next(part for part in self._parts() if part.has(topic_id))
 
     def _require_lasting(self) -> RosterWriter:
         if self._lasting is None:

@@ -3,13 +3,14 @@
     0x0000   header        who writes it, and how often it was started
              topics        one row each
              participants  one row each: publishers, subscribers, and slots kept for a watch
-             intents       keys of segments that are being made
+             intents       keys of segments and semaphores that are being made
+             segments      raw segments, one row each
 
-The header says how many rows of the first two tables were ever used; nobody looks beyond those, for a look would
-allocate their memory. Every row begins with a word of state: 8 bits say what it is, the others count its changes. A row
-is written while it is ``FREE`` and then committed by one store of that word, so that a daemon killed anywhere leaves a
-row that is there or is not, and a reader that finds the same word before and after copying a row has one that was never
-half written. All is little-endian, of fixed width, and padded by hand.
+The header says how many rows of the tables, intents excepted, were ever used; nobody looks beyond those, for a look
+would allocate their memory. Every row begins with a word of state: 8 bits say what it is, the others count its changes.
+A row is written while it is ``FREE`` and then committed by one store of that word, so that a daemon killed anywhere
+leaves a row that is there or is not, and a reader that finds the same word before and after copying a row has one that
+was never half written. All is little-endian, of fixed width, and padded by hand.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import Any, Final, Literal, TypeAlias
 from shmd import limits
 
 MAGIC: Final = int.from_bytes(b"SHMDROS1", "little")
-VERSION_MAJOR: Final = 1
-VERSION_MINOR: Final = 1
+VERSION_MAJOR: Final = 2
+VERSION_MINOR: Final = 0
 VERSION: Final = VERSION_MAJOR << 16 | VERSION_MINOR
 
 FREE: Final = 0
 LIVE: Final = 1
 REMOVING: Final = 2
-"""A topic whose segments are being removed."""
+"""A topic or raw segment that is being removed."""
 QUARANTINED: Final = 3
 """A topic whose segments are not what the row says: left alone, never trusted."""
 STATE_BITS: Final = 8
@@ -49,6 +50,8 @@ _CLIENT_NAME_BYTES: Final = limits.CLIENT_NAME_BYTES_MAX
 _FLAG_WAIT: Final = 1
 _FLAG_EXCLUSIVE: Final = 2
 _FLAG_ATTACHED: Final = 4
+_FLAG_ADOPTED: Final = 1
+_FLAG_FILE: Final = 2
 _FLAG_FIFO: Final = 8
 
 
@@ -92,7 +95,9 @@ HEADER: Final = Fields(
         "lasting": (96, "Q"),
         "topics_high": (104, "Q"),
         "participants_high": (112, "Q"),
+        "segment_rows": (120, "I"),
         "instance": (128, "64s"),
+        "segments_high": (192, "Q"),
     },
 )
 TOPIC: Final = Fields(
@@ -138,17 +143,40 @@ PARTICIPANT: Final = Fields(
     },
 )
 INTENT: Final = Fields(
-    64, {"state": (0, "Q"), "kind": (8, "I"), "log_key": (12, "I"), "ctl_key": (16, "I"), "pid": (20, "I")}
+    64, {"state": (0, "Q"), "kind": (8, "I"), "first_key": (12, "I"), "second_key": (16, "I"), "pid": (20, "I")}
 )
-INTENT_CREATE: Final = 1
+INTENT_TOPIC: Final = 1
+INTENT_SEGMENT: Final = 2
+SEGMENT: Final = Fields(
+    512,
+    {
+        "state": (0, "Q"),
+        "id": (8, "i"),
+        "key": (12, "I"),
+        "sem_id": (16, "i"),
+        "sem_key": (20, "I"),
+        "size_bytes": (24, "Q"),
+        "flags": (32, "I"),
+        "mode": (36, "I"),
+        "uid": (40, "I"),
+        "gid": (44, "I"),
+        "creator_uid": (48, "I"),
+        "creator_gid": (52, "I"),
+        "declared_by": (56, "I"),
+        "created_ns": (64, "Q"),
+        "segment_id": (72, "16s"),
+        "name": (256, f"{_NAME_BYTES}s"),
+    },
+)
 
 TOPICS_AT: Final = HEADER_BYTES
 PARTICIPANTS_AT: Final = TOPICS_AT + limits.TOPICS_MAX * TOPIC.size_bytes
 INTENTS_AT: Final = PARTICIPANTS_AT + limits.PARTICIPANTS_MAX * PARTICIPANT.size_bytes
-ROSTER_BYTES: Final = INTENTS_AT + limits.INTENTS_MAX * INTENT.size_bytes
+SEGMENTS_AT: Final = INTENTS_AT + limits.INTENTS_MAX * INTENT.size_bytes
+ROSTER_BYTES: Final = SEGMENTS_AT + limits.SEGMENTS_MAX * SEGMENT.size_bytes
 
-ParticipantKind: TypeAlias = Literal["publisher", "subscriber", "kept"]
-_KINDS: Final[tuple[ParticipantKind, ...]] = ("publisher", "subscriber", "kept")
+ParticipantKind: TypeAlias = Literal["publisher", "subscriber", "kept", "segment"]
+_KINDS: Final[tuple[ParticipantKind, ...]] = ("publisher", "subscriber", "kept", "segment")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +207,8 @@ class Header:
             *(0, self.version, HEADER_BYTES, self.instance_id),
             *(limits.TOPICS_MAX, limits.PARTICIPANTS_MAX, limits.INTENTS_MAX, self.kind),
             *(self.pid, self.start_time, self.pid_namespace, self.time_namespace),
-            *(self.generation, self.publishers_numbered, self.lasting, 0, 0, self.instance.encode()),
+            *(self.generation, self.publishers_numbered, self.lasting, 0, 0, limits.SEGMENTS_MAX),
+            *(self.instance.encode(), 0),
         )
 
     @classmethod
@@ -244,11 +273,12 @@ class TopicRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParticipantRow:
-    """One publisher, subscriber, or slot kept for a watch (``handle``), and the process that holds it."""
+    """One publisher, subscriber, slot kept for a watch or use of a raw segment, and the process that holds it."""
 
     client: int
     handle: int
     topic_id: bytes
+    """Of its topic, or of its segment."""
     kind: ParticipantKind
     slot: int = 0
     incarnation: int = 0
@@ -288,20 +318,85 @@ class ParticipantRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntentRow:
-    """Two segments that the daemon ``pid`` was about to create."""
+    """What the daemon ``pid`` was about to create.
 
-    log_key: int
-    ctl_key: int
+    With kind ``INTENT_TOPIC`` two segments, log and ctl; with ``INTENT_SEGMENT`` a segment and a semaphore. 0: none.
+    """
+
+    kind: int
+    first_key: int
+    second_key: int
     pid: int
+
+    @property
+    def segment_keys(self) -> tuple[int, ...]:
+        """Keys of shared memory."""
+        keys = (self.first_key, self.second_key) if self.kind == INTENT_TOPIC else (self.first_key,)
+        return tuple(key for key in keys if key)
+
+    @property
+    def semaphore_key(self) -> int:
+        """0: none is to be made."""
+        return self.second_key if self.kind == INTENT_SEGMENT else 0
 
     def pack(self) -> bytes:
         """With state ``FREE``."""
-        return INTENT.pack(FREE, INTENT_CREATE, self.log_key, self.ctl_key, self.pid)
+        return INTENT.pack(FREE, self.kind, self.first_key, self.second_key, self.pid)
 
     @classmethod
     def unpack(cls, raw: bytes) -> IntentRow:
         values = INTENT.unpack(raw)
         return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentRow:
+    """One raw segment: what and whose it is. ``state`` as above."""
+
+    state: int = LIVE
+    id: int
+    key: int
+    sem_id: int = -1
+    """-1: no semaphore goes with it."""
+    sem_key: int = 0
+    size_bytes: int
+    adopted: bool
+    file: bool
+    attached: bool
+    fifo: bool
+    mode: int
+    uid: int
+    gid: int
+    creator_uid: int
+    creator_gid: int
+    declared_by: int
+    created_ns: int
+    segment_id: bytes
+    name: str
+
+    def pack(self) -> bytes:
+        """With state ``FREE``."""
+        flags = _FLAG_ADOPTED * self.adopted | _FLAG_FILE * self.file
+        flags |= _FLAG_ATTACHED * self.attached | _FLAG_FIFO * self.fifo
+        return SEGMENT.pack(
+            *(FREE, self.id, self.key, self.sem_id, self.sem_key, self.size_bytes, flags, self.mode),
+            *(self.uid, self.gid, self.creator_uid, self.creator_gid, self.declared_by, self.created_ns),
+            *(self.segment_id, self.name.encode()),
+        )
+
+    @classmethod
+    def unpack(cls, state: int, raw: bytes) -> SegmentRow:
+        values = SEGMENT.unpack(raw)
+        flags = values.pop("flags")
+        values |= {
+            "state": state,
+            "adopted": bool(flags & _FLAG_ADOPTED),
+            "file": bool(flags & _FLAG_FILE),
+            "attached": bool(flags & _FLAG_ATTACHED),
+            "fifo": bool(flags & _FLAG_FIFO),
+            "name": _text(values["name"]),
+        }
+        return cls(**values)
 
 
 def _text(raw: bytes) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from shmd import _core, limits, liveness, segment
 from shmd import roster_layout as layout
 from shmd.errors import ConfigError, SegmentError, VersionMismatch
-from shmd.roster_layout import FREE, LIVE, Header, IntentRow, ParticipantRow, TopicRow
+from shmd.roster_layout import FREE, LIVE, Header, IntentRow, ParticipantRow, SegmentRow, TopicRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,11 +70,11 @@ class Rows:
 
 
 class Tables:
-    """The three tables of one segment, and its header."""
+    """The four tables of one segment, and its header."""
 
     def __init__(self, held: segment.Segment) -> None:
         self._held = held
-        at = {name: layout.HEADER.table[name][0] for name in ("topics_high", "participants_high")}
+        at = {name: layout.HEADER.table[name][0] for name in ("topics_high", "participants_high", "segments_high")}
         self._topics = Rows(
             held, layout.TOPICS_AT, layout.TOPIC.size_bytes, limits.TOPICS_MAX, high_at=at["topics_high"]
         )
@@ -83,6 +83,9 @@ class Tables:
             high_at=at["participants_high"],
         )
         self._intents = Rows(held, layout.INTENTS_AT, layout.INTENT.size_bytes, limits.INTENTS_MAX)
+        self._segments = Rows(
+            held, layout.SEGMENTS_AT, layout.SEGMENT.size_bytes, limits.SEGMENTS_MAX, high_at=at["segments_high"]
+        )
 
     @property
     def id(self) -> int:
@@ -97,13 +100,17 @@ class Tables:
         return [TopicRow.unpack(state, row) for _, state, row in self._topics.read()]
 
     def participants(self) -> list[ParticipantRow]:
-        """Every publisher, subscriber and kept slot noted."""
+        """Every publisher, subscriber, kept slot and user of a segment noted."""
         rows = (ParticipantRow.unpack(row) for _, _, row in self._participants.read())
         return [row for row in rows if row is not None]
 
     def intents(self) -> list[IntentRow]:
-        """Segments that a daemon was about to create and has not noted as a topic's."""
+        """What a daemon was about to create and has not noted as a topic's or as a raw segment."""
         return [IntentRow.unpack(row) for _, _, row in self._intents.read()]
+
+    def segments(self) -> list[SegmentRow]:
+        """Every raw segment noted, in whatever state."""
+        return [SegmentRow.unpack(state, row) for _, state, row in self._segments.read()]
 
 
 class RosterReader(Tables):
@@ -143,7 +150,7 @@ class RosterReader(Tables):
 
     def _who_sits(self, seat: tuple[bytes, int, int]) -> ParticipantRow | None:
         for row in self.participants():
-            if (row.topic_id, row.slot, row.incarnation) == seat and row.kind != "publisher":
+            if (row.topic_id, row.slot, row.incarnation) == seat and row.kind in ("subscriber", "kept"):
                 return row
         return None
 

@@ -1,6 +1,6 @@
 """One segment of a roster, as its daemon writes it: the only writer, in the thread of its event loop.
 
-Intents are excepted: threads that make topics note them, and the loop clears them.
+Intents are excepted: threads that make topics and segments note them, and the loop clears them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 from shmd import _core, failpoint, liveness
 from shmd import roster_layout as layout
 from shmd.errors import LimitExceeded
-from shmd.roster_layout import FREE, QUARANTINED, REMOVING, IntentRow, ParticipantRow, TopicRow
+from shmd.roster_layout import (
+    FREE,
+    INTENT_SEGMENT,
+    INTENT_TOPIC,
+    QUARANTINED,
+    REMOVING,
+    IntentRow,
+    ParticipantRow,
+    SegmentRow,
+    TopicRow,
+)
 from shmd.roster_reader import Rows, Tables
 
 if TYPE_CHECKING:
@@ -50,7 +60,7 @@ class _FreeRows:
 
 
 class Intent:
-    """That two segments are about to be created: ``note`` is for the creating thread, all else for the loop's.
+    """That something is about to be created: to note it is for the creating thread, all else for the loop's.
 
     A context manager that clears it.
     """
@@ -61,16 +71,24 @@ class Intent:
         self._cleared = cleared
         self._index: int | None = None
 
-    def note(self, log_key: int, ctl_key: int) -> None:
-        """These are the keys, instead of any before. Waits for a row if all are taken."""
+    def note_topic(self, log_key: int, ctl_key: int) -> None:
+        """Segments with these keys, instead of any before. Waits for a row if all are taken."""
+        self._note(INTENT_TOPIC, log_key, ctl_key)
+
+    def note_segment(self, key: int, semaphore_key: int) -> None:
+        """A segment and a semaphore with these keys (0: none), instead of any before. Waits for a row, too."""
+        self._note(INTENT_SEGMENT, key, semaphore_key)
+
+    def _note(self, kind: int, first_key: int, second_key: int) -> None:
         if self._index is None:
             self._index = self._free.get()
         self._rows.commit(self._index, FREE)
-        self._rows.write(self._index, IntentRow(log_key=log_key, ctl_key=ctl_key, pid=os.getpid()).pack())
+        row = IntentRow(kind=kind, first_key=first_key, second_key=second_key, pid=os.getpid())
+        self._rows.write(self._index, row.pack())
         failpoint.reach("intent-noted")
 
     def clear(self) -> None:
-        """The segments are noted as a topic's, or gone."""
+        """What was created is noted as what it is, or gone."""
         if self._index is not None:
             self._rows.commit(self._index, FREE)
             self._free.put(self._index)
@@ -90,9 +108,11 @@ class RosterWriter(Tables):
     def __init__(self, held: segment.Segment) -> None:
         super().__init__(held)
         self._topic_index: dict[bytes, int] = {}
+        self._segment_index: dict[bytes, int] = {}
         self._participant_index: dict[tuple[int, int, bytes], int] = {}
         self._index_rows()
         self._free_topics = _FreeRows(self._topics.count, set(self._topic_index.values()))
+        self._free_segments = _FreeRows(self._segments.count, set(self._segment_index.values()))
         self._free_participants = _FreeRows(self._participants.count, set(self._participant_index.values()))
         self._free_intents: queue.SimpleQueue[int] = queue.SimpleQueue()
         taken = {index for index, _, _ in self._intents.read()}
@@ -110,6 +130,13 @@ class RosterWriter(Tables):
                 self._topics.commit(index, FREE)
             else:
                 self._topic_index[row.topic_id] = index
+        for index, state, raw in list(self._segments.read()):
+            segment_row = SegmentRow.unpack(state, raw)
+            if segment_row.segment_id in self._segment_index:
+                logger.error("the roster notes segment %r twice; its second row is dropped", segment_row.name)
+                self._segments.commit(index, FREE)
+            else:
+                self._segment_index[segment_row.segment_id] = index
         for index, _, raw in list(self._participants.read()):
             participant = ParticipantRow.unpack(raw)
             if participant is None or participant.key in self._participant_index:
@@ -119,17 +146,18 @@ class RosterWriter(Tables):
                 self._participant_index[participant.key] = index
 
     @property
-    def notes_topics(self) -> bool:
-        """Whether it notes any, in whatever state."""
-        return bool(self._topic_index)
+    def notes_anything(self) -> bool:
+        """Whether it notes a topic or a raw segment, in whatever state."""
+        return bool(self._topic_index or self._segment_index)
 
     @property
     def idle(self) -> bool:
         """Whether it notes nothing, and nobody is about to note anything."""
-        return not (self._topic_index or self._participant_index or self._intents_open)
+        return not (self.notes_anything or self._participant_index or self._intents_open)
 
-    def has_topic(self, topic_id: bytes) -> bool:
-        return topic_id in self._topic_index
+    def has(self, topic_id: bytes) -> bool:
+        """Whether it notes this topic, or the raw segment of this id."""
+        return topic_id in self._topic_index or topic_id in self._segment_index
 
     def has_participant(self, key: tuple[int, int, bytes]) -> bool:
         return key in self._participant_index
@@ -156,6 +184,22 @@ class RosterWriter(Tables):
     def raise_incarnation(self, topic_id: bytes, incarnation: int) -> None:
         offset = self._topics.offset(self._topic_index[topic_id]) + layout.TOPIC.table["incarnation_max"][0]
         self._raise_word(offset, incarnation)
+
+    # --- raw segments ---
+
+    def note_segment(self, row: SegmentRow) -> None:
+        """``LimitExceeded`` if there is no row left."""
+        index = self._free_segments.take("segments")
+        self._segments.write(index, row.pack())
+        self._segment_index[row.segment_id] = index
+
+    def begin_segment_removal(self, segment_id: bytes) -> None:
+        self._segments.commit(self._segment_index[segment_id], REMOVING)
+
+    def forget_segment(self, segment_id: bytes) -> None:
+        index = self._segment_index.pop(segment_id)
+        self._segments.commit(index, FREE)
+        self._free_segments.give_back(index)
 
     # --- participants ---
 

@@ -15,12 +15,13 @@ from shmd.errors import NoSuchTopic
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from shmd import _core
     from shmd.attachment import Role
     from shmd.errors import ShmdError
     from shmd.hub import Hub
-    from shmd.notifier import Bells, Granted
+    from shmd.notifier import Bells, Granted, TopicBells, TopicGranted
     from shmd.session import Session
 
 
@@ -74,57 +75,38 @@ class Doze:
 
 
 class Seat:
-    """One grant in use. A subclass says how to begin (``enter``), what a bell does (``ring``), how to use other bells
+    """One grant in use, of a topic or of a segment. A subclass says what a bell does (``ring``), how to use other bells
     (``use_bells``), how to get another grant (``reopen``), and how to end (``leave``).
     """
 
-    __slots__ = ("_attachment", "_bells", "_hub", "client", "handle", "info", "released", "removed", "role")
+    __slots__ = ("_bells", "_hub", "client", "handle", "name", "released", "removed", "role")
 
-    def __init__(self, hub: Hub, granted: Granted, bells: Bells, role: Role) -> None:
-        """Attach, and begin. If that raises, ``bells`` and the handle are still the caller's."""
+    def __init__(self, hub: Hub, granted: Granted, bells: Bells, name: str, role: str) -> None:
+        """``name`` and ``role`` say in messages what this is."""
         self._hub = hub
         self._bells = bells
+        self.name = name
         self.role = role
         self.client = hub.link.welcome.client
         self.handle = granted.id
-        self.info = granted.topic
         self.removed = False
         self.released = False
-        self._attachment = Attachment(granted.topic, role)
-        try:
-            self.enter()
-        except BaseException:
-            self._attachment.close()
-            raise
-        hub.seat_taken(self)
 
     @property
-    def log(self) -> _core.Log:
-        return self._attachment.log
+    def drained(self) -> bool:
+        """Whether our bells have to be emptied: FIFOs have."""
+        return False
 
-    @property
-    def listening_fd(self) -> int:
-        """The bell that is for us."""
-        return self._bells.listening_fd
-
-    @property
-    def ringing_fd(self) -> int:
-        """What we ring others with: readers for records, publishers for room."""
-        return self._bells.record_fd if self.role == "publisher" else self._bells.space_fd
+    def heeded(self) -> list[tuple[int, Callable[[], object]]]:
+        """Bells that are for us, each with what it does."""
+        raise NotImplementedError
 
     def ring_others(self) -> None:
         """Wake those who wait for what we do."""
-        if self.role == "publisher":
-            self.log.ring_readers(self.ringing_fd)
-        else:
-            self.log.ring_publishers(self.ringing_fd)
-
-    def enter(self) -> None:
-        """Make what is needed of ``log``."""
         raise NotImplementedError
 
     def ring(self) -> None:
-        """The bell rang, the topic was removed, or the daemon went or came: look again."""
+        """The bell rang, what we have was removed, or the daemon went or came: look again."""
         raise NotImplementedError
 
     def use_bells(self) -> None:
@@ -132,11 +114,17 @@ class Seat:
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Give back what was made of ``log``. Twice is fine."""
+        """Detach. ``BufferError``, and nothing changes, while somebody else still uses the memory. Twice is fine."""
+        raise NotImplementedError
+
+    def unregister(self) -> None:
+        """Have the hub forget this seat and its bells."""
         raise NotImplementedError
 
     async def reopen(self, session: Session) -> None:
-        """Take part anew, with a daemon that knows nothing of this grant. ``NoSuchTopic`` if it has no such topic."""
+        """Take part anew, with a daemon that knows nothing of this grant. ``NoSuchTopic`` or ``SegmentNotFound`` if it
+        does not know what we have, either.
+        """
         raise NotImplementedError
 
     async def resume(self, session: Session) -> None:
@@ -151,21 +139,16 @@ class Seat:
         if self.released:
             bells.close()
             return
-        self._hub.ignore_bell(self)
+        self._hub.ignore_bells(self)
         self._bells, old = bells, self._bells
         self.use_bells()
-        self._hub.heed_bell(self)
+        self._hub.heed_bells(self)
         old.close()
         self.ring_others()
         self.ring()
 
-    def check_same(self, topic: protocol.TopicInfo) -> None:
-        """``NoSuchTopic`` if what has our topic's name now is another topic."""
-        if topic.topic_id != self.info.topic_id:
-            raise NoSuchTopic(f"topic {self.info.name!r} is no longer the one that was opened here")
-
     def gone(self) -> None:
-        """The topic was removed."""
+        """What we have was removed."""
         self.removed = True
         self.ring()
 
@@ -180,17 +163,82 @@ class Seat:
         """All publishers have gone. For a subscriber's seat that asked to be told."""
 
     def release(self) -> asyncio.Future[Any] | None:
-        """Give everything back and tell the daemon; the future says when it knows. None if that was done before."""
+        """Give everything back and tell the daemon; the future says when it knows. None if that was done before.
+
+        ``BufferError``, and nothing changes, while somebody else still uses the memory.
+        """
         self._hub.check_process()
         if self.released:
             return None
         self.leave()
-        self._attachment.close()
         self.released = True
-        self._hub.seat_left(self)
+        self.unregister()
         self._bells.close()
         return self._hub.link.close_handle(self.handle)
 
     def forked(self) -> None:
         """In a forked child: this seat is the parent's. Only our copies of its descriptors go."""
         self._bells.close()
+
+
+class TopicSeat(Seat):
+    """One grant of a topic in use: its log and ctl, attached. A subclass says also how to begin (``enter``), and gives
+    back in ``leave`` what it has made of ``log``.
+    """
+
+    __slots__ = ("_attachment", "info")
+    _bells: TopicBells
+
+    def __init__(self, hub: Hub, granted: TopicGranted, bells: TopicBells, role: Role) -> None:
+        """Attach, and begin. If that raises, ``bells`` and the handle are still the caller's."""
+        super().__init__(hub, granted, bells, granted.topic.name, role)
+        self.info = granted.topic
+        self._attachment = Attachment(granted.topic, role)
+        try:
+            self.enter()
+        except BaseException:
+            self._attachment.close()
+            raise
+        hub.seat_taken(self)
+
+    @property
+    def log(self) -> _core.Log:
+        return self._attachment.log
+
+    @property
+    def drained(self) -> bool:
+        return self.info.notifier == "fifo"
+
+    @property
+    def listening_fd(self) -> int:
+        """The bell that is for us."""
+        return self._bells.listening_fd
+
+    def heeded(self) -> list[tuple[int, Callable[[], object]]]:
+        return [(self._bells.listening_fd, self.ring)]
+
+    @property
+    def ringing_fd(self) -> int:
+        """What we ring others with: readers for records, publishers for room."""
+        return self._bells.record_fd if self.role == "publisher" else self._bells.space_fd
+
+    def ring_others(self) -> None:
+        if self.role == "publisher":
+            self.log.ring_readers(self.ringing_fd)
+        else:
+            self.log.ring_publishers(self.ringing_fd)
+
+    def enter(self) -> None:
+        """Make what is needed of ``log``."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        self._attachment.close()
+
+    def unregister(self) -> None:
+        self._hub.seat_left(self)
+
+    def check_same(self, topic: protocol.TopicInfo) -> None:
+        """``NoSuchTopic`` if what has our topic's name now is another topic."""
+        if topic.topic_id != self.info.topic_id:
+            raise NoSuchTopic(f"topic {self.info.name!r} is no longer the one that was opened here")

@@ -28,7 +28,7 @@ import secrets
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import sysv_ipc
 
@@ -37,6 +37,7 @@ from shmd.errors import ClosedError, SegmentExists
 from shmd.sysv import ID_MAX, SegmentStat, SystemLimits, check_range, list_segments, refusal, stat, system_limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -50,10 +51,13 @@ __all__ = [
     "list_segments",
     "remove",
     "set_permissions",
+    "share",
     "stat",
     "system_limits",
 ]
 
+Place: TypeAlias = tuple[object, int, bool]
+"""Where an attachment is of: (IPC namespace, id, read-only)."""
 KEY_MAX: Final = 2**31 - 1
 """A key is a C int; 0 is IPC_PRIVATE, and what sysv_ipc would make of more is another segment's key."""
 _SIZE_MAX: Final = 2**63 - 1
@@ -62,22 +66,37 @@ _ATTACH_ATTEMPTS: Final = 3
 """An attach that failed, though the kernel says that it would work now, met a change under way: it is tried again."""
 
 
+class _Handle(Protocol):
+    """An attachment, as ``sysv_ipc`` has it."""
+
+    @property
+    def address(self) -> int: ...
+    def detach(self) -> object: ...
+
+
 class _Attachment:
     """One shmat() of this process, shared by every ``Segment`` on it."""
 
     __slots__ = ("handle", "key", "place", "shares", "size_bytes")
 
-    def __init__(
-        self, place: tuple[int, int, bool], handle: sysv_ipc.SharedMemory, *, key: int, size_bytes: int
-    ) -> None:
+    def __init__(self, place: Place, handle: _Handle, *, key: int, size_bytes: int) -> None:
         self.place = place
         self.handle = handle
         self.key = key
         self.size_bytes = size_bytes
         self.shares = 0
 
+    def give_back(self) -> None:
+        """One share of it; with the last one, detach."""
+        self.shares -= 1
+        if self.shares == 0:
+            del _attachments[self.place]
+            self.handle.detach()
 
-_attachments: dict[tuple[int, int, bool], _Attachment] = {}
+
+_attachments: dict[Place, _Attachment] = {}
+_lingering: list[tuple[_core.Mapping, _Attachment]] = []
+"""Shares that were dropped under somebody's eyes; they are given back when nobody looks any more."""
 _lock = threading.RLock()
 # A fork while another thread holds the lock would leave it locked in the child for ever.
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -127,15 +146,15 @@ class Segment:
             attachment = self._attachment
             if attachment is None:
                 return
+            if self.mapping.exports > (self._buf is not None):
+                raise BufferError(f"segment {self.id} cannot be closed: something made from its buffer lives on")
             if self._buf is not None:
-                self._buf.release()
+                self._buf.release()  # which raises if there are views of it
                 self._buf = None
             self.mapping.invalidate()
             self._attachment = None
-            attachment.shares -= 1
-            if attachment.shares == 0:
-                del _attachments[attachment.place]
-                attachment.handle.detach()
+            attachment.give_back()
+            _reap()
 
     def __enter__(self) -> Self:
         return self
@@ -147,13 +166,14 @@ class Segment:
 
     def __del__(self) -> None:
         # After a failed constructor there is no attachment; at interpreter exit the kernel detaches by itself.
-        if getattr(self, "_attachment", None) is None or sys.is_finalizing():
+        attachment: _Attachment | None = getattr(self, "_attachment", None)
+        if attachment is None or sys.is_finalizing():
             return
         warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
         try:
             self.close()
-        except BufferError:
-            return  # somebody still looks: staying attached is a leak, detaching would be a crash
+        except BufferError:  # somebody still looks: detaching would be a crash
+            _lingering.append((self.mapping, attachment))
 
     def __repr__(self) -> str:
         access = "closed" if self.closed else "read-only" if self.readonly else "read-write"
@@ -189,8 +209,19 @@ def attach(shmid: int, *, readonly: bool) -> Segment:
     """
     check_range("id", shmid, 0, ID_MAX)
     with _lock:
+        _reap()
         place = (_ipc_namespace(), shmid, readonly)
         attachment = _attachments.get(place) or _attach(place)
+        return _share(attachment)
+
+
+def share(place: Place, attach: Callable[[], _Handle], size_bytes: int) -> Segment:
+    """The same for memory that is not System V's: what ``attach`` maps, or this process's mapping of it."""
+    with _lock:
+        _reap()
+        attachment = _attachments.get(place)
+        if attachment is None:
+            attachment = _attachments[place] = _Attachment(place, attach(), key=0, size_bytes=size_bytes)
         return _share(attachment)
 
 
@@ -250,7 +281,7 @@ def _create(size_bytes: int, mode: int, key: int) -> Segment:
     return segment
 
 
-def _attach(place: tuple[int, int, bool]) -> _Attachment:
+def _attach(place: Place) -> _Attachment:
     _, shmid, readonly = place
     handle = _shmat(shmid, readonly)
     try:
@@ -272,6 +303,15 @@ def _shmat(shmid: int, readonly: bool) -> sysv_ipc.SharedMemory:
             if refused:
                 break
     raise refusal(refused or errno.EAGAIN, f"attach segment {shmid} {'read-only' if readonly else 'read-write'}")
+
+
+def _reap() -> None:
+    """Give back what lingers and nobody looks at any more."""
+    for mapping, attachment in list(_lingering):
+        if not mapping.exports:
+            _lingering.remove((mapping, attachment))
+            mapping.invalidate()
+            attachment.give_back()
 
 
 def _share(attachment: _Attachment) -> Segment:

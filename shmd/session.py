@@ -18,7 +18,7 @@ import asyncio
 import itertools
 import logging
 import os
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, overload
 
 from shmd import limits, notifier, protocol
 from shmd.errors import DaemonUnavailable, Disconnected, ProtocolError, ShmdError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from shmd.notifier import Bells
+    from shmd.notifier import Bells, SegmentBells, TopicBells
 
 logger = logging.getLogger("shmd.client")
 
@@ -43,6 +43,7 @@ class Events(Protocol):
     def topic_added(self, event: protocol.TopicAdded) -> None: ...
     def topic_gone(self, event: protocol.TopicGone) -> None: ...
     def untethered(self, event: protocol.Untethered) -> None: ...
+    def segment_gone(self, event: protocol.SegmentGone) -> None: ...
     def publishers_gone(self, event: protocol.PublishersGone) -> None: ...
     def disconnected(self, session: Session, reason: Exception | None) -> None: ...
 
@@ -82,9 +83,19 @@ class Session:
             raise self._broken_with(message, reply, fds)
         return reply
 
+    @overload
     async def open(
-        self, message: protocol.Request, reply_type: type[G], *, timeout_s: float | None = limits.REQUEST_TIMEOUT_S
-    ) -> tuple[G, Bells]:
+        self, message: protocol.Request, reply_type: type[G], *, timeout_s: float | None = ...
+    ) -> tuple[G, TopicBells]: ...
+
+    @overload
+    async def open(
+        self, message: protocol.Request, reply_type: type[protocol.SegmentGranted], *, timeout_s: float | None = ...
+    ) -> tuple[protocol.SegmentGranted, SegmentBells]: ...
+
+    async def open(
+        self, message: protocol.Request, reply_type: type[Any], *, timeout_s: float | None = limits.REQUEST_TIMEOUT_S
+    ) -> tuple[Any, Any]:
         """The same for a request that is granted with bells. The caller closes them, and the handle.
 
         ``PermissionDenied`` or ``LimitExceeded`` also for FIFOs that cannot be opened here; then the handle is closed.
@@ -166,6 +177,8 @@ class Session:
             self._loop.call_soon(self._events.topic_gone, message)
         elif isinstance(message, protocol.Untethered):
             self._loop.call_soon(self._events.untethered, message)
+        elif isinstance(message, protocol.SegmentGone):
+            self._loop.call_soon(self._events.segment_gone, message)
         elif isinstance(message, protocol.PublishersGone):
             self._loop.call_soon(self._events.publishers_gone, message)
         else:

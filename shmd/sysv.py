@@ -52,6 +52,11 @@ class SegmentStat:
     rss_bytes: int | None = None
     """Memory it occupies now; known to ``list_segments`` only."""
 
+    @property
+    def allocated_bytes(self) -> int:
+        """The size rounded up to whole pages, as the kernel keeps it."""
+        return _pages(self.size_bytes) * _PAGE_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class SystemLimits:

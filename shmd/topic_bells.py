@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from shmd import failpoint, fifo, limits, notifier, policy
+from shmd import failpoint, fifo, notifier, policy
 from shmd.errors import LimitExceeded, PermissionDenied
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ class _Eventfds:
             self.descriptors = tuple(stored)
             return
         with ExitStack() as undo:
-            bells = []
-            for _ in range(limits.DESCRIPTORS_PER_MESSAGE_MAX):
-                bells.append(notifier.make_bell())
-                undo.callback(os.close, bells[-1])
+            bells = notifier.make_bells(undo)
             undo.pop_all()
         self.descriptors = tuple(bells)
 

@@ -239,7 +239,7 @@ def _create_segments(
     """Log and ctl, attached for writing, with keys that were noted before they existed."""
     for _ in range(limits.KEY_ATTEMPTS_MAX):
         log_key, ctl_key = (secrets.randbelow(segment.KEY_MAX) + 1 for _ in range(2))
-        intent.note(log_key, ctl_key)
+        intent.note_topic(log_key, ctl_key)
         with ExitStack() as attempt:
             try:
                 log = _create_segment(log_bytes(settings.size_bytes), log_key, attempt)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from shmd import protocol
 from shmd.errors import ShmdError
 from shmd.policy import Credentials
@@ -18,7 +20,10 @@ from shmd.registry import (
     AdoptedTopic,
     AwaitIdle,
     AwaitResume,
+    ChangeSegment,
+    CreateSegment,
     CreateTopic,
+    DestroySegment,
     DestroyTopic,
     DismissPublisher,
     ForgetParticipant,
@@ -33,6 +38,7 @@ from shmd.registry import (
     Rebind,
     Registry,
     ReleaseSlot,
+    ReportSegment,
     ReportStat,
     RingBells,
     Send,
@@ -46,6 +52,8 @@ if TYPE_CHECKING:
     from shmd.registry import Effect
 
 OVERHEAD_BYTES = 100
+_GRANTS = protocol.PublisherGranted | protocol.SubscriberGranted | protocol.SegmentGranted | protocol.Resumed
+_COUNTERS = protocol.SegmentCounters.__struct_fields__
 DAEMON = Credentials(uid=500, gid=500, pid=77)
 IDENTITY = Identity(
     instance="test",
@@ -73,6 +81,9 @@ class World:
     notes: dict[tuple[int, int, bytes], Participant] = field(default_factory=dict)
     publishers_with_fifos: set[tuple[str, int]] = field(default_factory=set)
     stalls: list[LookForStall] = field(default_factory=list)
+    making: dict[str, CreateSegment] = field(default_factory=dict)
+    """Segments, as ``creating`` has topics."""
+    segments: dict[str, protocol.SegmentInfo] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)
     """Topics whose logs hold records, as a restarted daemon would find them."""
     stopped: bool = False
@@ -83,6 +94,7 @@ class World:
         self._numbers = 0
         self._ids = 0
         self._topics_made = 0
+        self._segments_made = 0
         self._publishers_numbered = 0
         self._last_incarnation: dict[tuple[str, int], int] = {}
         self._declared_by: dict[str, int] = {}
@@ -134,7 +146,7 @@ class World:
     def restart(self) -> None:
         """Kill the daemon, and start another that knows what is noted."""
         self.registry = Registry(IDENTITY, self.quotas)
-        self.replies, self.creating, self.absences, self.idle, self.stalls = {}, {}, {}, {}, []
+        self.replies, self.creating, self.absences, self.idle, self.stalls, self.making = {}, {}, {}, {}, [], {}
         noted = list(self.notes.values())
         self.living = {participant.client: participant.credentials for participant in noted}
         seats = {(participant.topic_id, participant.seat) for participant in noted}
@@ -145,7 +157,7 @@ class World:
         assert {(self.topics[name].topic_id, slot) for name, slot in self.slots} == {
             (topic_id, seat.slot) for topic_id, seat in seats if seat is not None
         }
-        self.perform(self.registry.adopt(topics, noted, self._publishers_numbered))
+        self.perform(self.registry.adopt(topics, noted, self._publishers_numbered, self.segments.values()))
 
     def new_id(self) -> int:
         self._ids += 1
@@ -177,8 +189,11 @@ class World:
         self.perform(self.registry.client_left(number))
 
     def finish_creations(self) -> None:
-        while self.creating:
-            self.topic_made(next(iter(self.creating)))
+        while self.creating or self.making:
+            if self.creating:
+                self.topic_made(next(iter(self.creating)))
+            else:
+                self.segment_made(next(iter(self.making)))
 
     def topic_made(self, name: str) -> None:
         creation = self.creating.pop(name)
@@ -220,6 +235,36 @@ class World:
         del self.creating[name]
         self.perform(self.registry.topic_failed(name, error))
 
+    def segment_made(self, name: str, found: protocol.SegmentInfo | None = None) -> None:
+        """``found``: one that is adopted."""
+        creation = self.making.pop(name)
+        settings = creation.settings
+        self._segments_made += 1
+        info = found or protocol.SegmentInfo(
+            name=name,
+            segment_id=self._segments_made.to_bytes(16, "big"),
+            id=self._segments_made,
+            key=0 if settings.lifetime == "attached" else settings.key or 1000 + self._segments_made,
+            size_bytes=settings.size_bytes,
+            mode=settings.mode,
+            uid=settings.uid,
+            gid=settings.gid,
+            creator_uid=DAEMON.uid,
+            creator_gid=DAEMON.gid,
+            declared_by=creation.declared_by.uid,
+            created_ns=1,
+            lifetime=settings.lifetime,
+        )
+        self.segments[name] = info
+        self.perform(self.registry.segment_created(info))
+
+    def segment_failed(self, name: str, error: ShmdError) -> None:
+        del self.making[name]
+        self.perform(self.registry.segment_failed(name, error))
+
+    def segment_lost(self, name: str) -> None:
+        self.perform(self.registry.segment_lost(name))
+
     def process_died(self, number: int) -> None:
         del self.living[number]
         self.perform(self.registry.process_died(number))
@@ -236,15 +281,13 @@ class World:
         self.log = effects
         for effect in effects:
             match effect:
-                case Send(number, message, bells_of):
+                case Send(number, message, bells_of, segment):
                     protocol.encode(message)
-                    grants = isinstance(
-                        message, protocol.PublisherGranted | protocol.SubscriberGranted | protocol.Resumed
-                    )
-                    assert (bells_of is not None) == grants
+                    assert ((bells_of or segment) is not None) == isinstance(message, _GRANTS)
                     assert bells_of is None or bells_of in self.topics
                     if bells_of is not None:
                         self._sent_bells(message, self.topics[bells_of])
+                    assert segment is None or segment in self.segments
                     self.replies[number].append(message)
                 case HangUp(number):
                     del self.replies[number]
@@ -296,13 +339,38 @@ class World:
                 case LookForStall(name):
                     assert name in self.topics
                     self.stalls.append(effect)
+                case CreateSegment() | DestroySegment() | ChangeSegment() | ReportSegment():
+                    self._perform_on_segment(effect)
                 case StopDaemon():
                     self.stopped = True
+
+    def _perform_on_segment(self, effect: CreateSegment | DestroySegment | ChangeSegment | ReportSegment) -> None:
+        match effect:
+            case CreateSegment(name):
+                assert name not in self.segments
+                assert name not in self.making
+                self.making[name] = effect
+            case DestroySegment(name):
+                del self.segments[name]
+            case ChangeSegment(number, request_id, name, uid, gid, mode):
+                self.segments[name] = msgspec.structs.replace(self.segments[name], uid=uid, gid=gid, mode=mode)
+                assert self.registry.segment_seen(name, uid, gid, mode) == []
+                self.replies[number].append(protocol.Done(id=request_id))
+            case ReportSegment(number, request_id, name):
+                info, counters = (
+                    self.segments[name],
+                    msgspec.convert(dict.fromkeys(_COUNTERS, 0) | {"removed": False}, protocol.SegmentCounters),
+                )
+                reply = protocol.SegmentStatReply(id=request_id, segment=info, counters=counters)
+                self.replies[number].append(reply)
 
     def _noted(self, participant: Participant) -> None:
         key = (participant.client, participant.handle, participant.topic_id)
         assert key not in self.notes
-        (name,) = [name for name, info in self.topics.items() if info.topic_id == participant.topic_id]
+        if participant.kind == "segment":
+            (name,) = [name for name, info in self.segments.items() if info.segment_id == participant.topic_id]
+        else:
+            (name,) = [name for name, info in self.topics.items() if info.topic_id == participant.topic_id]
         if participant.seat is not None:
             assert self.slots[name, participant.seat.slot][0] == participant.seat.incarnation
         assert participant.client in self.living

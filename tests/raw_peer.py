@@ -50,7 +50,7 @@ class RawPeer:
             peer._ids = resume._ids
         peer.sock = await transport.connect(Path(socket_path))
         loop = asyncio.get_running_loop()
-        peer.connection = transport.Connection(loop, peer.sock, peer._packet_came, peer._end_came, fds_max=2)
+        peer.connection = transport.Connection(loop, peer.sock, peer._packet_came, peer._end_came, fds_max=3)
         if hello:
             number = resume.number if resume is not None else 0
             said = protocol.Hello(id=peer.new_id(), major=1, minor=0, name=name, resume=number)

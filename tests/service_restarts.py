@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import shmd
+from shmd.seat import TopicSeat
 
 TOPIC = "t"
 UNIT = "shmd.service"
@@ -28,6 +29,7 @@ def bells(client: shmd.Client) -> list[str]:
     """What tells apart the eventfds that a client hears and rings."""
     found = []
     for seat in client._hub.all_seats():
+        assert isinstance(seat, TopicSeat)
         for fd in (seat.listening_fd, seat.ringing_fd):
             fields = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
             found += [field for field in fields if field.startswith("eventfd-id")]

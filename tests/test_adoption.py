@@ -21,15 +21,23 @@ from shmd.protocol import (
     Close,
     Declare,
     Done,
+    ListSegments,
     ListTopics,
     OpenPublisher,
+    OpenSegment,
     OpenSubscriber,
     PublisherGranted,
     Refused,
+    RemoveSegment,
     RemoveTopic,
     Resume,
     Resumed,
+    SegmentGranted,
+    SegmentList,
+    SegmentOptions,
+    SegmentStatReply,
     StatReply,
+    StatSegment,
     StatTopic,
     SubscriberGranted,
     TopicList,
@@ -158,6 +166,18 @@ async def _use(peer: RawPeer) -> None:
         await peer.ask(PublisherGranted, OpenPublisher(id=peer.new_id(), topic=name))
         await peer.ask(Done, Close(id=peer.new_id(), handle=seat.id))
     await peer.ask(Done, RemoveTopic(id=peer.new_id(), topic="gone"))
+    for name in NOTIFIERS:
+        lifetime = "attached" if name == "short" else "os"
+        wish = SegmentOptions(size_bytes=4096, lifetime=lifetime)
+        use = OpenSegment(id=peer.new_id(), segment=name, options=wish)
+        await peer.ask(SegmentGranted, use)
+        await peer.ask(SegmentGranted, OpenSegment(id=peer.new_id(), segment=name))
+        await peer.ask(Done, Close(id=peer.new_id(), handle=use.id))
+    await peer.ask(Done, RemoveSegment(id=peer.new_id(), segment="gone"))
+    for name in ("file.kept", "file.gone"):
+        wish = SegmentOptions(size_bytes=4096, backing="file")
+        await peer.ask(SegmentGranted, OpenSegment(id=peer.new_id(), segment=name, options=wish))
+    await peer.ask(Done, RemoveSegment(id=peer.new_id(), segment="file.gone"))
 
 
 async def _live_until_killed(
@@ -212,6 +232,17 @@ async def test_daemon_killed_at_any_failpoint_leaves_what_the_next_one_can_live_
         for info in await topics(peer):
             await peer.ask(StatReply, StatTopic(id=peer.new_id(), topic=info.name))
             await peer.ask(SubscriberGranted, OpenSubscriber(id=peer.new_id(), topic=info.name))
+        for segment_info in (await peer.ask(SegmentList, ListSegments(id=peer.new_id()))).segments:
+            assert segment_info.name in ("kept", "gone", "file.kept", "file.gone")
+            reply = await peer.ask(SegmentStatReply, StatSegment(id=peer.new_id(), segment=segment_info.name))
+            assert (reply.counters.size_bytes, reply.counters.mode) == (4096, 0o600)
+        for name in ("kept", "gone", "short"):
+            use = OpenSegment(id=peer.new_id(), segment=name, options=SegmentOptions(size_bytes=4096))
+            await peer.ask(SegmentGranted, use)
+        files = {info.path for info in (await peer.ask(SegmentList, ListSegments(id=peer.new_id()))).segments} - {""}
+        there = {str(path) for path in (tmp_path / "state").rglob("*.data")}
+        assert there == files
+        assert len(list((tmp_path / "state").rglob("*.*"))) == 2 * len(files)
         peer.send(OpenPublisher(id=4711, topic="kept"))
         assert not isinstance(await peer.receive(), Refused)
         noted = {Path(info.fifo_dir) for info in await topics(peer) if info.notifier == "fifo"}

@@ -17,6 +17,7 @@ import pytest
 import shmd
 from shmd import limits, notifier
 from shmd.bell_store import BellStore, is_stored_bell
+from shmd.seat import TopicSeat
 from shmd.systemd import InheritedDescriptor
 from tests import booted_systemd, service_restarts
 from tests.loop_turns import until
@@ -153,7 +154,8 @@ class TestTaking:
 
 def bells_of(hub: Hub) -> list[str]:
     """What tells apart the bells that a client hears and rings."""
-    return sorted(eventfd_id(fd) for seat in hub.all_seats() for fd in (seat.listening_fd, seat.ringing_fd))
+    seats = [seat for seat in hub.all_seats() if isinstance(seat, TopicSeat)]
+    return sorted(eventfd_id(fd) for seat in seats for fd in (seat.listening_fd, seat.ringing_fd))
 
 
 @pytest.mark.may_block

@@ -128,6 +128,63 @@ async def test_request_cancelled_leaves_nothing_pending(shmd_client: shmd.Client
     assert cancelled >= 1
 
 
+async def test_segment_cancelled_gives_its_memory_and_its_handle_back(shmd_client: shmd.Client) -> None:
+    async with shmd_client.segment("s", size=100):
+        pass
+    before = descriptors()
+    cancelled = 0
+    async for outcome, segment in interruptions(lambda: shmd_client.segment("s")):
+        if segment is not None:
+            await segment.close()
+        cancelled += outcome == "cancelled"
+        assert shmd_client._hub._segment_seats == set()
+        assert descriptors() == before
+        async with shmd_client.segment("s") as again:
+            assert again.stat().attachments == 1
+    assert cancelled >= 1
+
+
+@pytest.mark.parametrize("verb", ["segments", "segment_stat", "set_segment", "set", "sync", "remove_segment"])
+async def test_request_about_a_segment_cancelled_leaves_nothing_pending(shmd_client: shmd.Client, verb: str) -> None:
+    async with shmd_client.segment("s", size=100) as segment:
+        verbs: dict[str, Callable[[], Awaitable[Any]]] = {
+            "segments": shmd_client.segments,
+            "segment_stat": lambda: shmd_client.segment_stat("s"),
+            "set_segment": lambda: shmd_client.set_segment("s", mode=0o600),
+            "set": lambda: segment.set(mode=0o600),
+            "sync": segment.sync,
+            "remove_segment": lambda: shmd_client.remove_segment("s"),
+        }
+        async for _ in interruptions(verbs[verb]):
+            async with shmd_client.segment("s", size=100):
+                assert shmd_client._hub.link.session._pending == {}
+
+
+async def test_segment_close_cancelled_has_closed_it(shmd_client: shmd.Client) -> None:
+    before = descriptors()
+
+    async def open_and_close() -> None:
+        segment = await shmd_client.segment("s", size=100)
+        await segment.close()
+
+    async for _ in interruptions(open_and_close):
+        await shmd_client.segments()  # a close() that was cancelled may still be on its way
+        assert shmd_client._hub._segment_seats == set()
+        assert descriptors() == before
+
+
+async def test_segment_wait_cancelled_hears_the_next_time(shmd_client: shmd.Client) -> None:
+    async with shmd_client.segment("s", size=100) as segment:
+
+        async def wait_for_it() -> None:
+            segment.notify()
+            await segment.wait()
+
+        async for outcome, _ in interruptions(wait_for_it):
+            if outcome == "cancelled":
+                await segment.wait()
+
+
 async def test_wait_for_subscribers_cancelled_leaves_nothing_pending(shmd_client: shmd.Client) -> None:
     async with shmd_client.publisher("t") as publisher:
 

@@ -275,8 +275,8 @@ async def test_sleepers_look_by_themselves_while_there_is_no_daemon(
         await asyncio.sleep(0)
         shmd_daemon.kill()
         await until(lambda: shmd_client.state == "disconnected")
-        shmd_client._hub.ignore_bell(next(iter(subscription._topics)))  # no bell will be heard
-        shmd_client._hub.ignore_bell(publisher._seat)
+        shmd_client._hub.ignore_bells(next(iter(subscription._topics)))  # no bell will be heard
+        shmd_client._hub.ignore_bells(publisher._seat)
         await publisher.publish(1)
         assert [record.value for record in await reading] == [1]
         with contextlib.suppress(shmd.TopicFull):

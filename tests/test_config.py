@@ -98,7 +98,9 @@ class TestFile:
             runtime_dir = "/r"
             socket_path = "/s/sock"
             socket_mode = "0660"
+            state_dir = "/v"
             total_bytes = "16GiB"
+            file_bytes = "1TiB"
             topics_max = 10
             clients_max = 2000
             clients_per_uid_max = 100
@@ -110,7 +112,9 @@ class TestFile:
             runtime_dir=Path("/r"),
             socket_path=Path("/s/sock"),
             socket_mode=0o660,
+            state_dir=Path("/v"),
             total_bytes=16 * limits.GIB,
+            file_bytes=1024 * limits.GIB,
             topics_max=10,
             clients_max=2000,
             clients_per_uid_max=100,

@@ -93,7 +93,7 @@ class TestLog:
 
     def test_layout_is_exported_as_compiled(self) -> None:
         layout = _core.layout()
-        assert set(layout) == {"log", "record", "ctl", "slot"}
+        assert set(layout) == {"log", "record", "ctl", "slot", "cell"}
         assert layout["log"]["tail"] == (0x200, 8)
 
 

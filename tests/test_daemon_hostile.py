@@ -340,8 +340,34 @@ class Fuzzer:
             [[]],
             {"mode": 0o777},
         ]
-        keys = ["id", "topic", "options", "pattern", "handle", "count", "target", "major", "minor", "watch", "after"]
-        types = ["hello", "declare", "publish", "subscribe", "peek", "watch", "close", "list", "stat", "cancel", 7]
+        keys = [
+            "id",
+            "topic",
+            "options",
+            "pattern",
+            "handle",
+            "count",
+            "target",
+            "major",
+            "minor",
+            "watch",
+            "after",
+            "segment",
+        ]
+        types = [
+            "hello",
+            "declare",
+            "publish",
+            "subscribe",
+            "peek",
+            "watch",
+            "close",
+            "list",
+            "stat",
+            "cancel",
+            "segment",
+            7,
+        ]
         fields = {self._rng.choice(keys): self._rng.choice(values) for _ in range(self._rng.randrange(5))}
         return msgspec.msgpack.encode({"type": self._rng.choice(types), **fields})
 
@@ -355,7 +381,29 @@ class Fuzzer:
             exclusive=self._rng.choice([None, True, False]),
             mode=self._rng.choice([None, 0o600, 0o666, 0o222, 0]),
         )
+        segment_options = protocol.SegmentOptions(
+            size_bytes=self._rng.choice([None, 0, 1, 4096, 70_000, 2**40, 2**63 - 1]),
+            mode=self._rng.choice([None, 0o600, 0o666, 0o222, 0]),
+            key=self._rng.choice([None, None, 1, 2**31 - 1]),
+            adopt=self._rng.random() < 0.3,
+            backing=self._rng.choice([None, "memory", "file"]),
+            sync=self._rng.choice([None, None, "interval"]),
+            lifetime=self._rng.choice([None, "os", "attached"]),
+        )
+        create, exclusive, readonly = (self._rng.random() < chance for chance in (0.8, 0.2, 0.5))
         messages: list[protocol.Request] = [
+            protocol.OpenSegment(
+                id=request_id,
+                segment=topic,
+                options=segment_options,
+                create=create,
+                exclusive=exclusive,
+                readonly=readonly,
+            ),
+            protocol.ListSegments(id=request_id, pattern=topic, after=topic),
+            protocol.StatSegment(id=request_id, segment=topic),
+            protocol.SetSegment(id=request_id, segment=topic, gid=other, mode=segment_options.mode),
+            protocol.RemoveSegment(id=request_id, segment=topic),
             Hello(id=request_id, major=self._rng.choice([1, 1, 1, 2]), minor=0, ipc_namespace=other % 2),
             protocol.Declare(id=request_id, topic=topic, options=options),
             OpenPublisher(id=request_id, topic=topic, options=options),

@@ -16,15 +16,23 @@ from shmd import errors
 API: Final = {
     "Client": {
         *("close", "daemon_pid", "events", "instance", "latest", "publisher", "remove", "stat", "state", "subscribe"),
-        *("stop_daemon", "topic", "topics"),
+        *("remove_segment", "segment", "segment_stat", "segments", "set_segment", "stop_daemon", "topic", "topics"),
     },
     "Publisher": {
         *("close", "info", "number", "publish", "publish_many", "publish_nowait", "record_size_max", "reserve"),
         *("topic", "wait_for_subscribers"),
     },
     "Subscription": {"close", "get", "get_many", "get_nowait", "lost", "pattern", "tethered", "topics"},
+    "Cell": {"close", "load", "load_versioned", "size_bytes", "store", "value_size_bytes", "version"},
+    "Segment": {
+        *("array", "buf", "cell", "close", "id", "info", "key", "lock", "name", "notify", "path", "readonly", "remove"),
+        *("removed", "set", "size_bytes", "stat", "sync", "wait"),
+    },
     "Record": {"lost", "publisher", "raw", "seq", "time", "time_ns", "topic", "value"},
+    "SegmentLock": {"acquire", "acquire_nowait", "close", "held", "locked", "release", "stat"},
     "TopicInfo": set(),
+    "SegmentInfo": set(),
+    "SegmentStat": {"allocated_bytes"},
     "TopicStat": set(),
     "PublisherStat": set(),
     "SubscriberStat": set(),
@@ -33,6 +41,8 @@ API: Final = {
 """Public classes, and the members promised of those that are more than a record of fields."""
 AMONG_OURSELVES: Final = {
     "Publisher": {"forked", "release"},
+    "SegmentLock": {"rung"},
+    "Segment": {"forked", "release"},
     "Subscription": {"forked", "open", "release", "topic_added", "watch_again"},
 }
 """Called by other modules of shmd; promised to nobody."""
@@ -69,7 +79,7 @@ def test_public_member_is_there_and_explained(name: str, member: str) -> None:
         assert (inspect.getdoc(value) or "").strip()
 
 
-@pytest.mark.parametrize("name", ["Client", "Publisher", "Subscription"])
+@pytest.mark.parametrize("name", ["Cell", "Client", "Publisher", "Segment", "SegmentLock", "Subscription"])
 def test_class_has_no_other_public_members(name: str) -> None:
     public = {member for member in vars(getattr(shmd, name)) if not member.startswith("_")}
     assert public - AMONG_OURSELVES.get(name, set()) <= API[name]

@@ -28,15 +28,20 @@ LAYERS: Final = {
     "policy": 1,
     "protocol": 1,
     "registry": 1,
+    "segment_policy": 1,
     "shortage": 1,
     "units": 1,
     # 2: resources of the operating system
     "_core": 2,
     "adoption": 2,
     "attachment": 2,
+    "backing_file": 2,
     "bell_store": 2,
+    "cell": 2,
+    "cell_types": 2,
     "codec": 2,
     "config": 2,
+    "file_store": 2,
     "inventory": 2,
     "liveness": 2,
     "memory": 2,
@@ -48,6 +53,10 @@ LAYERS: Final = {
     "roster_reader": 2,
     "roster_writer": 2,
     "segment": 2,
+    "segment_adoption": 2,
+    "segment_store": 2,
+    "semaphore": 2,
+    "semaphore_store": 2,
     "systemd": 2,
     "sysv": 2,
     "topic_store": 2,
@@ -57,10 +66,12 @@ LAYERS: Final = {
     # 4: the two ends
     "broker": 4,
     "daemon": 4,
+    "segment_keeper": 4,
     "stalls": 4,
     "bystander": 4,
     "client": 4,
     "client_events": 4,
+    "client_segments": 4,
     "hub": 4,
     "joined_topic": 4,
     "link": 4,
@@ -68,8 +79,12 @@ LAYERS: Final = {
     "opener": 4,
     "patience": 4,
     "publisher": 4,
+    "raw_segment": 4,
     "retake": 4,
     "seat": 4,
+    "segment_options": 4,
+    "segment_seat": 4,
+    "segment_lock": 4,
     "session": 4,
     "start": 4,
     "subscription": 4,
@@ -80,7 +95,7 @@ LAYERS: Final = {
     "testing": 5,
 }
 """A module, or a package with all that is in it, and its layer. It may import from its own layer and those below."""
-DAEMON_END: Final = {"broker", "daemon", "stalls"}
+DAEMON_END: Final = {"broker", "daemon", "segment_keeper", "stalls"}
 CLIENT_END: Final = {name for name, layer in LAYERS.items() if layer == 4} - DAEMON_END
 FOR_EDGES: Final = {"config", "daemon", "errors", "inventory", "limits", "units"}
 """What edges use beside the public API (``import shmd``): its words, what runs a daemon, what needs none."""
@@ -92,9 +107,9 @@ WORLD: Final = {
 THIRD_PARTY: Final = {
     0: frozenset[str](),
     1: {"msgspec"},
-    2: {"msgpack", "msgspec", "sysv_ipc"},
+    2: {"msgpack", "msgspec", "numpy", "sysv_ipc"},
     3: frozenset[str](),
-    4: {"msgspec"},
+    4: {"msgspec", "numpy"},
     5: {"click", "msgpack", "msgspec", "pytest", "pytest_asyncio", "rich", "sysv_ipc", "uvloop"},
 }
 

@@ -365,7 +365,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if isinstance(message, protocol.PublishersGone):
             self._check_ended(client, message)
             return
-        if isinstance(message, TopicGone | protocol.Untethered):
+        if isinstance(message, TopicGone | protocol.Untethered | protocol.SegmentGone):
             return
         key = (client, message.id)
         if message.id == 0:

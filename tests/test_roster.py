@@ -17,7 +17,7 @@ from shmd import _core, limits, liveness, roster, segment, sysv
 from shmd import roster_layout as layout
 from shmd.errors import ConfigError, LimitExceeded, VersionMismatch
 from shmd.roster import open_roster
-from shmd.roster_layout import LIVE, QUARANTINED, REMOVING, ParticipantRow, TopicRow
+from shmd.roster_layout import LIVE, QUARANTINED, REMOVING, ParticipantRow, SegmentRow, TopicRow
 from shmd.roster_reader import RosterReader
 from tests.test_layout import documented_layout
 
@@ -71,6 +71,27 @@ def participant(handle: int = 1, *, pid: int | None = None, start_time: int | No
     )
 
 
+def raw_segment() -> SegmentRow:
+    return SegmentRow(
+        id=1,
+        key=2,
+        size_bytes=4097,
+        adopted=True,
+        file=False,
+        attached=False,
+        fifo=True,
+        mode=0o640,
+        uid=5,
+        gid=6,
+        creator_uid=7,
+        creator_gid=8,
+        declared_by=9,
+        created_ns=10,
+        segment_id=bytes(range(100, 116)),
+        name="s",
+    )
+
+
 @pytest.fixture
 def written() -> Iterator[Roster]:
     opened = open_roster("test", INSTANCE_ID)
@@ -120,11 +141,47 @@ class TestRows:
 
     def test_intents_are_there_from_note_to_clear(self, written: Roster, reader: RosterReader) -> None:
         with written.intent() as intent:
-            intent.note(10, 11)
-            intent.note(12, 13)
+            intent.note_topic(10, 11)
+            intent.note_segment(12, 13)
             with lasting_of(reader) as lasting:
-                assert [(row.log_key, row.ctl_key, row.pid) for row in lasting.intents()] == [(12, 13, os.getpid())]
+                (row,) = lasting.intents()
+            assert (row.segment_keys, row.semaphore_key, row.pid) == ((12,), 13, os.getpid())
         assert written.intents() == []
+
+    @pytest.mark.parametrize("lasts", [True, False])
+    def test_raw_segments_are_read_as_they_were_noted_and_gone_when_forgotten(
+        self, written: Roster, reader: RosterReader, lasts: bool
+    ) -> None:
+        row = replace(raw_segment(), attached=not lasts)
+        written.note_segment(row)
+        with ExitStack() as stack:
+            where = stack.enter_context(lasting_of(reader)) if lasts else reader
+            assert where.segments() == [row]
+            written.begin_segment_removal(row.segment_id)
+            assert where.segments()[0].state == REMOVING
+        written.forget_segment(row.segment_id)
+        assert written.segments() == []
+        assert reader.lasting() is None
+
+    def test_semaphore_lasts_whatever_its_segment_does(self, written: Roster, reader: RosterReader) -> None:
+        written.note_segment(replace(raw_segment(), attached=True, sem_id=3, sem_key=4))
+        assert reader.segments() == []
+        written.forget_segment(raw_segment().segment_id)
+
+    def test_users_of_raw_segments_are_noted_beside_them(self, written: Roster) -> None:
+        written.note_segment(raw_segment())
+        row = replace(participant(), kind="segment", topic_id=raw_segment().segment_id)
+        written.note_participant(row)
+        assert written.participants() == [row]
+        written.forget_segment(raw_segment().segment_id)
+        written.forget_participant(*row.key)
+
+    def test_raw_segments_beyond_the_rows_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "SEGMENTS_MAX", 0)
+        opened = open_roster("test", INSTANCE_ID)
+        with pytest.raises(LimitExceeded):
+            opened.note_segment(raw_segment())
+        opened.close(remove=True)
 
     @pytest.mark.parametrize("attached", [True, False])
     def test_topics_beyond_the_rows_are_refused(self, attached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +204,7 @@ class TestRows:
 
     def test_rows_beyond_the_table_are_not_looked_for(self, written: Roster, reader: RosterReader) -> None:
         with segment.attach(written.id, readonly=False) as forged:
-            for field in ("topics_high", "participants_high"):
+            for field in ("topics_high", "participants_high", "segments_high"):
                 _core.store_word(forged.mapping, layout.HEADER.table[field][0], 2**64 - 1)
         assert (reader.topics(), reader.participants()) == ([], [])
 
@@ -160,10 +217,10 @@ class TestRows:
     def test_bytes_that_no_daemon_wrote_raise_nothing(self, written: Roster, reader: RosterReader, word: int) -> None:
         with segment.attach(written.id, readonly=False) as forged:
             forged.buf[104:120] = b"\xff" * 16
-            for start in (layout.TOPICS_AT, layout.PARTICIPANTS_AT, layout.INTENTS_AT):
+            for start in (layout.TOPICS_AT, layout.PARTICIPANTS_AT, layout.INTENTS_AT, layout.SEGMENTS_AT):
                 forged.buf[start + 8 : start + 64] = os.urandom(56)
                 _core.store_word(forged.mapping, start, word)
-        reader.topics(), reader.participants(), reader.intents()
+        reader.topics(), reader.participants(), reader.intents(), reader.segments()
 
 
 class TestProof:
@@ -216,7 +273,7 @@ class TestLifetime:
     ) -> None:
         for _ in range(2):
             with written.intent() as intent:
-                intent.note(1, 2)
+                intent.note_topic(1, 2)
                 written.note_topic(topic(attached=False))
                 written.note_participant(participant())
                 written.forget_topic(topic().topic_id)
@@ -228,18 +285,18 @@ class TestLifetime:
     def test_attached_topic_needs_the_lasting_segment_while_it_is_made_only(self, written: Roster) -> None:
         with written.intent() as intent:
             assert rosters() == [False, True]
-            intent.note(1, 2)
+            intent.note_topic(1, 2)
             written.note_topic(topic())
         assert rosters() == [True]
 
     def test_intent_of_an_earlier_daemon_holds_the_lasting_segment_until_it_is_settled(self) -> None:
         opened = open_roster("test", INSTANCE_ID)
         opened.note_topic(topic(attached=False))
-        opened.intent().note(1, 2)
+        opened.intent().note_topic(1, 2)
         opened.close(remove=False)
         opened = open_roster("test", INSTANCE_ID)
         opened.forget_topic(topic().topic_id)
-        assert [row.log_key for row in opened.intents()] == [1]
+        assert [row.first_key for row in opened.intents()] == [1]
         opened.clear_intents()
         assert rosters() == [True]
         opened.close(remove=False)
@@ -382,7 +439,7 @@ class TestFinding:
 
     def test_roster_of_another_major_version_is_refused_with_what_to_do(self, written: Roster) -> None:
         with segment.attach(written.id, readonly=False) as raw:
-            raw.buf[8:12] = (2 << 16).to_bytes(4, "little")
+            raw.buf[8:12] = (layout.VERSION_MAJOR + 1 << 16).to_bytes(4, "little")
             with pytest.raises(VersionMismatch, match="shmd purge"):
                 RosterReader(written.id)
             raw.buf[8:12] = layout.VERSION.to_bytes(4, "little")
@@ -390,7 +447,7 @@ class TestFinding:
     def test_daemon_refuses_a_roster_of_another_major_version_of_its_own_instance_only(self) -> None:
         opened, other = open_roster("test", INSTANCE_ID), open_roster("other", bytes(16))
         with RosterReader(opened.id), RosterReader(other.id), segment.attach(opened.id, readonly=False) as raw:
-            raw.buf[8:12] = (2 << 16).to_bytes(4, "little")
+            raw.buf[8:12] = (layout.VERSION_MAJOR + 1 << 16).to_bytes(4, "little")
             for each in (opened, other):
                 each.close(remove=True)
             again = open_roster("other", bytes(16))
@@ -413,6 +470,7 @@ class TestLayout:
             ("roster_topic", layout.TOPIC),
             ("roster_participant", layout.PARTICIPANT),
             ("roster_intent", layout.INTENT),
+            ("roster_segment", layout.SEGMENT),
         ],
     )
     def test_document_lists_every_field_and_none_overlap(self, name: str, fields: layout.Fields) -> None:
@@ -426,6 +484,6 @@ class TestLayout:
 
     def test_document_names_the_places_of_the_tables(self) -> None:
         text = (Path(__file__).parent.parent / "docs" / "memory-layout.md").read_text()
-        for start in (layout.TOPICS_AT, layout.PARTICIPANTS_AT, layout.INTENTS_AT):
+        for start in (layout.TOPICS_AT, layout.PARTICIPANTS_AT, layout.INTENTS_AT, layout.SEGMENTS_AT):
             assert re.search(rf"\| {start:#x} \|", text)
         assert f"{layout.ROSTER_BYTES} bytes" in text

@@ -38,6 +38,9 @@ class Heard:
     def topic_gone(self, event: protocol.TopicGone) -> None:
         self.events.append(event)
 
+    def segment_gone(self, event: protocol.SegmentGone) -> None:
+        self.events.append(event)
+
     def untethered(self, event: protocol.Untethered) -> None:
         self.events.append(event)
 

@@ -170,6 +170,7 @@ class TestUnits:
         cut_off = {"PrivateIPC", "PrivateUsers", "DynamicUser", "ProcSubset", "IPCNamespacePath", "JoinsNamespaceOf"}
         assert cut_off & settings.keys() == set()
         assert settings["RuntimeDirectoryPreserve"] == "yes"
+        assert settings["StateDirectory"] == "shmd"
         assert settings["StartLimitIntervalSec"] == "0"
         assert settings["Type"] == "notify"
         assert int(settings["FileDescriptorStoreMax"]) == limits.STORED_DESCRIPTORS_MAX

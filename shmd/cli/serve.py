@@ -26,6 +26,11 @@ from shmd.daemon import Daemon
 @click.option(
     "--socket", "socket_path", type=click.Path(path_type=Path), help="Control socket. [default: control.sock there]"
 )
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Holds segments that are files. [default: $XDG_STATE_HOME/shmd or /var/lib/shmd]",
+)
 @click.option("--max-bytes", "total_bytes", type=size, help="All topics together, like 16GiB. [default: 4GiB]")
 @click.option("--ephemeral", is_flag=True, default=None, help="Remove all topics when the daemon is stopped.")
 @click.option("--verbose", is_flag=True, help="Log what clients ask for, too.")

@@ -4,6 +4,7 @@
 |--------------|----------------------------------------------------------|
 | `connection` | the connection, and whatever was opened through it       |
 | `topics`     | topics, and who takes part in them                       |
+| `segments`   | raw segments                                             |
 | `words`      | none: what messages are made of                          |
 """
 
@@ -12,6 +13,20 @@ from __future__ import annotations
 from typing import TypeAlias, Union
 
 from shmd.messages.connection import Bye, Cancel, Close, Done, Hello, Refused, Resume, Resumed, Stop, Welcome
+from shmd.messages.segments import (
+    ListSegments,
+    OpenSegment,
+    RemoveSegment,
+    SegmentCounters,
+    SegmentGone,
+    SegmentGranted,
+    SegmentInfo,
+    SegmentList,
+    SegmentOptions,
+    SegmentStatReply,
+    SetSegment,
+    StatSegment,
+)
 from shmd.messages.topics import (
     Declare,
     Joined,
@@ -40,9 +55,10 @@ from shmd.messages.topics import (
     Watch,
     WatchPublishers,
 )
-from shmd.messages.words import Lifetime, Notifier, WhenFull
+from shmd.messages.words import Backing, Lifetime, Notifier, Sync, WhenFull
 
 __all__ = [
+    "Backing",
     "Bye",
     "Cancel",
     "Close",
@@ -52,9 +68,11 @@ __all__ = [
     "Hello",
     "Joined",
     "Lifetime",
+    "ListSegments",
     "ListTopics",
     "Notifier",
     "OpenPublisher",
+    "OpenSegment",
     "OpenSubscriber",
     "Outbound",
     "Peek",
@@ -62,17 +80,28 @@ __all__ = [
     "PublisherStat",
     "PublishersGone",
     "Refused",
+    "RemoveSegment",
     "RemoveTopic",
     "Reply",
     "ReportStall",
     "Request",
     "Resume",
     "Resumed",
+    "SegmentCounters",
+    "SegmentGone",
+    "SegmentGranted",
+    "SegmentInfo",
+    "SegmentList",
+    "SegmentOptions",
+    "SegmentStatReply",
+    "SetSegment",
     "StatReply",
+    "StatSegment",
     "StatTopic",
     "Stop",
     "SubscriberGranted",
     "SubscriberStat",
+    "Sync",
     "TopicAdded",
     "TopicGone",
     "TopicInfo",
@@ -105,11 +134,27 @@ Request: TypeAlias = Union[  # noqa: UP007 - msgspec needs a runtime union
     Cancel,
     Resume,
     ReportStall,
+    OpenSegment,
+    ListSegments,
+    StatSegment,
+    SetSegment,
+    RemoveSegment,
     Bye,
     Stop,
 ]
 Reply: TypeAlias = Union[  # noqa: UP007
-    Welcome, Done, Refused, TopicReply, PublisherGranted, SubscriberGranted, Resumed, TopicList, StatReply
+    Welcome,
+    Done,
+    Refused,
+    TopicReply,
+    PublisherGranted,
+    SubscriberGranted,
+    Resumed,
+    TopicList,
+    StatReply,
+    SegmentGranted,
+    SegmentList,
+    SegmentStatReply,
 ]
-Event: TypeAlias = Union[TopicAdded, TopicGone, Untethered, PublishersGone]  # noqa: UP007
+Event: TypeAlias = Union[TopicAdded, TopicGone, Untethered, PublishersGone, SegmentGone]  # noqa: UP007
 Outbound: TypeAlias = Union[Reply, Event]  # noqa: UP007

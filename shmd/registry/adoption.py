@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shmd.registry import segments
 from shmd.registry.effects import AwaitResume
-from shmd.registry.entities import Client, Publisher, Seats, Subscriber, Topic
+from shmd.registry.entities import Client, Publisher, Seats, SegmentUse, Subscriber, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from shmd.protocol import SegmentInfo
     from shmd.registry.effects import AdoptedTopic, Participant
     from shmd.registry.state import State
 
 
 def adopt(
-    state: State, topics: Iterable[AdoptedTopic], participants: Iterable[Participant], publishers_numbered: int
+    state: State,
+    topics: Iterable[AdoptedTopic],
+    participants: Iterable[Participant],
+    publishers_numbered: int,
+    segment_infos: Iterable[SegmentInfo],
 ) -> None:
-    """Take over what was, every client absent. Each participant's topic is one of ``topics``, each seat its own."""
+    """Take over what was, every client absent. Each participant's topic or segment is one of those given, each seat its
+    own.
+    """
     state.publishers_numbered = publishers_numbered
     participants = list(participants)
     by_id = {}
@@ -32,22 +40,35 @@ def adopt(
         had = int(adopted.published)
         topic = Topic(info, state.ownership(info), adopted.declared_by, seats, publishers_had=had)
         state.topics[info.name] = by_id[info.topic_id] = topic
+    segments.adopt(state, segment_infos)
+    used = {segment.info.segment_id: segment for segment in state.segments.existing.values()}
     had_before = {topic_id: topic.publishers_had for topic_id, topic in by_id.items()}
     for participant in participants:
-        _seat(state, by_id[participant.topic_id], participant, had_before[participant.topic_id])
+        client, topic_id = _client(state, participant), participant.topic_id
+        if participant.kind == "segment":
+            segment = used[topic_id]
+            segments.enter(state, segment, participant.handle, SegmentUse(segment.info.name, client))
+        else:
+            _seat(state, by_id[topic_id], client, participant, had_before[topic_id])
     for client in state.absent.values():
         client.absences = 1
         state.effects.append(AwaitResume(client.number, client.absences))
     for topic in by_id.values():
         state.ring(topic.info.name)
         state.desert(topic)
+    for name in list(state.segments.existing):
+        segments.desert(state, name)
 
 
-def _seat(state: State, topic: Topic, participant: Participant, had_before: int) -> None:
+def _client(state: State, participant: Participant) -> Client:
     client = state.absent.get(participant.client)
     if client is None:
         client = Client(participant.client, participant.credentials, True, participant.name, participant.pid_namespace)
         state.adopt_client(client)
+    return client
+
+
+def _seat(state: State, topic: Topic, client: Client, participant: Participant, had_before: int) -> None:
     name, seat = topic.info.name, participant.seat
     if seat is None:
         state.open_handle(client, participant.handle, Publisher(name, participant.number, client))

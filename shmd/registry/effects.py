@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from shmd.policy import Credentials, TopicSettings
     from shmd.protocol import Outbound, PublisherStat, TopicInfo
     from shmd.registry.entities import ParticipantKind, Seat
+    from shmd.segment_policy import SegmentSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send ``message``, with the bells of the topic ``bells_of`` if one is named."""
+    """Send ``message``, with the bells of the topic ``bells_of`` or of the segment ``segment`` if one is named."""
 
     client: int
     message: Outbound
     bells_of: str | None = None
+    segment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,10 @@ class IgnoreDeath:
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """One publisher, subscriber or kept slot, with all that a later daemon must know of it."""
+    """One publisher, subscriber, kept slot or user of a segment, with all that a later daemon must know of it."""
 
     topic_id: bytes
+    """Of its topic, or of its segment."""
     kind: ParticipantKind
     client: int
     handle: int
@@ -207,6 +210,43 @@ class ReportStat:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateSegment:
+    """Make the segment, or adopt it; answer with ``segment_created`` or ``segment_failed``."""
+
+    segment: str
+    settings: SegmentSettings
+    declared_by: Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class DestroySegment:
+    """Remove what is there of the segment: somebody may have been quicker."""
+
+    segment: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSegment:
+    """Give the segment this owner, group and mode; tell by ``segment_seen``, and answer ``request_id``."""
+
+    client: int
+    request_id: int
+    segment: str
+    uid: int
+    gid: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSegment:
+    """Answer ``request_id`` with what the kernel knows about the segment."""
+
+    client: int
+    request_id: int
+    segment: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopDaemon:
     """Somebody who may has asked for it."""
 
@@ -230,5 +270,9 @@ Effect: TypeAlias = (
     | DismissPublisher
     | RingBells
     | ReportStat
+    | CreateSegment
+    | DestroySegment
+    | ChangeSegment
+    | ReportSegment
     | StopDaemon
 )

@@ -1,10 +1,10 @@
 """Clients, topics and what ties them together.
 
-    Client ── handles ──▶ Publisher | Subscriber | Watch            by the id of the request that opened it
-       │                      │            │         ┊
-       ├─ pending ─▶ name     ▼            ▼         ┊              seats kept for a watch since the topic's creation
-       └─ kept ───▶ Topic ── publishers, subscribers, kept, waits   by (client, request id)
-                    Creation ── requests that wait for the topic to come into being
+    Client ── handles ──▶ Publisher | Subscriber | Watch | SegmentUse   by the id of the request that opened it
+       │                      │            │         ┊          │
+       ├─ kept ───▶ Topic ────┴────────────┴─────────┘        Segment   seats kept for a watch since it was created
+       │            publishers, subscribers, kept, waits      users     by (client, request id)
+       └─ pending ▶ Creation.waiting, Topic.waits                       what waits for a creation, or for subscribers
 
 A pair (client, request id) names a waiting request and whatever it opened, in both directions, so that close, cancel
 and a client's departure are each a look-up.
@@ -14,23 +14,25 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar
 
 from shmd import limits
 
 if TYPE_CHECKING:
     from shmd.policy import Credentials, Ownership, TopicSettings
-    from shmd.protocol import Request, TopicInfo, WaitSubscribers
+    from shmd.protocol import Request, TopicInfo
+    from shmd.segment_policy import SegmentSettings
 
 INCARNATION_MAX: Final = 2**30 - 1
 """A slot's word keeps 30 bits of it; a slot that has used them all is never given out again."""
 PUBLISHER_NUMBER_MAX: Final = 2**32 - 1
 """A record's header keeps 32 bits of it."""
 
+S = TypeVar("S", bound="TopicSettings | SegmentSettings")
 Key: TypeAlias = tuple[int, int]
 """(client, request id)."""
-ParticipantKind: TypeAlias = Literal["publisher", "subscriber", "kept"]
-"""``kept``: a slot and cursor that wait for the client of a watch to open the topic."""
+ParticipantKind: TypeAlias = Literal["publisher", "subscriber", "kept", "segment"]
+"""``kept``: a slot and cursor that wait for the client of a watch to open the topic. ``segment``: a segment's user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,9 @@ class Quotas:
     clients: int = limits.CLIENTS_MAX
     clients_per_uid: int = limits.CLIENTS_PER_UID_MAX
     topics: int = limits.TOPICS_MAX
+    segments: int = limits.SEGMENTS_MAX
     total_bytes: int = limits.TOTAL_BYTES_DEFAULT
+    file_bytes: int = limits.FILE_BYTES_DEFAULT
     subscribers_per_topic: int = limits.SUBSCRIBERS_PER_TOPIC_MAX
     handles_per_client: int = limits.HANDLES_PER_CLIENT_MAX
     requests_per_client: int = limits.REQUESTS_PER_CLIENT_MAX
@@ -121,15 +125,23 @@ class Watch:
     client: Client
 
 
-Handle: TypeAlias = Publisher | Subscriber | Watch
+@dataclass(frozen=True, slots=True)
+class SegmentUse:
+    """A raw segment that a client has open."""
+
+    segment: str
+    client: Client
+
+
+Handle: TypeAlias = Publisher | Subscriber | Watch | SegmentUse
 
 
 @dataclass(slots=True, eq=False)
 class Client:
     """One process's connection, or what it holds until it connects again.
 
-    ``pending``: its unanswered requests, id to the topic that they wait for. ``kept``: by the watch's handle, topics in
-    which it has a seat. ``absences``: how often its connection was lost.
+    ``pending``: its unanswered requests, each with the queue in which it has the place (client, id). ``kept``: by the
+    watch's handle, topics in which it has a seat. ``absences``: how often its connection was lost.
     """
 
     number: int
@@ -140,7 +152,7 @@ class Client:
     protocol_errors: int = 0
     absences: int = 0
     handles: dict[int, Handle] = field(default_factory=dict)
-    pending: dict[int, str] = field(default_factory=dict)
+    pending: dict[int, dict[Key, Request]] = field(default_factory=dict)
     kept: dict[int, set[str]] = field(default_factory=dict)
     peeked: set[str] = field(default_factory=set)
 
@@ -149,11 +161,11 @@ class Client:
 
 
 @dataclass(slots=True)
-class Creation:
-    """A topic that the daemon is making. ``creator`` is the request that caused it, the first of ``waiting``."""
+class Creation(Generic[S]):
+    """What the daemon is making. ``creator`` is the request that caused it, the first of ``waiting``."""
 
-    topic: str
-    settings: TopicSettings
+    name: str
+    settings: S
     creator: Key
     declared_by: int
     waiting: dict[Key, Request] = field(default_factory=dict)
@@ -176,7 +188,7 @@ class Topic:
     subscribers: dict[Key, Subscriber] = field(default_factory=dict)
     joined: set[Key] = field(default_factory=set)
     kept: dict[Key, Kept] = field(default_factory=dict)
-    waits: dict[Key, WaitSubscribers] = field(default_factory=dict)
+    waits: dict[Key, Request] = field(default_factory=dict)
     endings: dict[Key, int] = field(default_factory=dict)
     publishers_had: int = 0
     idleness: int = 0

@@ -2,7 +2,8 @@
 
     connection ──▶ client_connected, client_left, hello_overdue ─┐
     packet     ──▶ request, protocol_error ──────────────────────┼──▶ Registry ──▶ [Effect, …] ──▶ daemon
-    segments   ──▶ topic_created, topic_failed ──────────────────┤
+    resources  ──▶ topic_created, topic_failed ──────────────────┤
+               ──▶ segment_created, segment_failed, _seen, _lost ┤
     clocks     ──▶ resume_overdue, topic_idle, stalled ──────────┤
     process    ──▶ process_died ─────────────────────────────────┤
     roster     ──▶ adopt ────────────────────────────────────────┘
@@ -13,8 +14,8 @@ effects, to be performed in order before the next event. That makes it determini
 Two rules serve all requests:
 
 - **Checked before changed.** A handler raises before it touches the state; ``_attempt`` turns that into the refusal.
-- **Queued behind a creation.** Making a topic takes time (its memory is pre-faulted). A request that names a topic in
-  the making is kept and tried again, in order, when the topic is there or has failed. So is the request that caused it.
+- **Queued behind a creation.** Making a topic or segment takes time (its memory is pre-faulted). A request that names
+  one in the making is kept and tried again, in order, when it is there or has failed. So is the request that caused it.
 
 A client whose connection is lost is **absent**: the data plane goes on without a connection, so all that it holds stays
 its own until it says bye or its process is proven dead (``process_died``). If it does not resume in time its
@@ -23,10 +24,11 @@ subscribers only lose their tethers. A former daemon's clients, as the roster te
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmd import limits, names, protocol
 from shmd.errors import LimitExceeded, ProtocolError, ShmdError
+from shmd.registry import segments
 from shmd.registry.adoption import adopt
 from shmd.registry.effects import HangUp, IgnoreDeath, Send
 from shmd.registry.entities import Seat, Seats, Subscriber, Topic
@@ -48,10 +50,14 @@ class Registry:
         self._state = State(identity, quotas)
 
     def adopt(
-        self, topics: Iterable[AdoptedTopic], participants: Iterable[Participant], publishers_numbered: int
+        self,
+        topics: Iterable[AdoptedTopic],
+        participants: Iterable[Participant],
+        publishers_numbered: int,
+        segments: Iterable[protocol.SegmentInfo] = (),
     ) -> list[Effect]:
         """What the daemon before this one left; comes before all other events."""
-        adopt(self._state, topics, participants, publishers_numbered)
+        adopt(self._state, topics, participants, publishers_numbered, segments)
         return self._state.take_effects()
 
     # --- events: connections ------------------------------------------------------------------------------------------
@@ -160,13 +166,26 @@ class Registry:
 
     def topic_failed(self, name: str, error: ShmdError) -> list[Effect]:
         """``CreateTopic`` failed and left nothing behind. Who else waits may try with options of its own."""
-        creation = self._state.creations.pop(name)
-        number, request_id = creation.creator
-        if creation.waiting.pop(creation.creator, None):
-            client = self._state.clients[number]
-            del client.pending[request_id]
-            self._state.refuse(client, request_id, error)
-        self._attempt_waiting(creation)
+        return self._creation_failed(self._state.creations.pop(name), error)
+
+    def segment_created(self, info: protocol.SegmentInfo) -> list[Effect]:
+        """``CreateSegment`` succeeded."""
+        self._attempt_waiting(segments.created(self._state, info))
+        segments.desert(self._state, info.name)
+        return self._state.take_effects()
+
+    def segment_failed(self, name: str, error: ShmdError) -> list[Effect]:
+        """``CreateSegment`` failed and left nothing behind. Who else waits may try with options of its own."""
+        return self._creation_failed(self._state.segments.creations.pop(name), error)
+
+    def segment_seen(self, name: str, uid: int, gid: int, mode: int) -> list[Effect]:
+        """Somebody gave the segment this owner, group and mode."""
+        segments.seen(self._state, name, uid, gid, mode)
+        return self._state.take_effects()
+
+    def segment_lost(self, name: str) -> list[Effect]:
+        """Somebody removed the segment, without asking the daemon."""
+        segments.remove(self._state, self._state.segments.existing[name])
         return self._state.take_effects()
 
     # --- shared by all requests ---------------------------------------------------------------------------------------
@@ -185,17 +204,31 @@ class Registry:
 
     def _attempt(self, client: Client, message: protocol.Request) -> None:
         try:
-            name = getattr(message, "topic", None)
-            if name is not None:
-                names.check_topic(name)
-                if creation := self._state.creations.get(name):
-                    self._state.enqueue(creation, client, message)
-                    return
-            handle(self._state, client, message)
+            if creation := self._find_creation(message):
+                self._state.enqueue(creation, client, message)
+            else:
+                handle(self._state, client, message)
         except ShmdError as error:
             self._state.refuse(client, message.id, error)
 
-    def _attempt_waiting(self, creation: Creation) -> None:
+    def _find_creation(self, message: protocol.Request) -> Creation[Any] | None:
+        """Of what the message names. ``InvalidName``."""
+        if (topic := getattr(message, "topic", None)) is not None:
+            return self._state.creations.get(names.check_topic(topic))
+        if (segment := getattr(message, "segment", None)) is not None:
+            return self._state.segments.creations.get(names.check_segment(segment))
+        return None
+
+    def _creation_failed(self, creation: Creation[Any], error: ShmdError) -> list[Effect]:
+        number, request_id = creation.creator
+        if creation.waiting.pop(creation.creator, None):
+            client = self._state.clients[number]
+            del client.pending[request_id]
+            self._state.refuse(client, request_id, error)
+        self._attempt_waiting(creation)
+        return self._state.take_effects()
+
+    def _attempt_waiting(self, creation: Creation[Any]) -> None:
         for (number, request_id), message in creation.waiting.items():
             client = self._state.clients[number]
             del client.pending[request_id]

@@ -14,7 +14,7 @@ from shmd.errors import (
     TopicBusy,
     VersionMismatch,
 )
-from shmd.registry import quotas
+from shmd.registry import quotas, segments
 from shmd.registry.effects import (
     AdmitPublisher,
     CreateTopic,
@@ -26,7 +26,7 @@ from shmd.registry.effects import (
     StopDaemon,
 )
 from shmd.registry.endings import watch_publishers
-from shmd.registry.entities import Creation, Kept, Publisher, Subscriber, Watch
+from shmd.registry.entities import Creation, Kept, Publisher, SegmentUse, Subscriber, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,7 +195,7 @@ def _open_publisher(state: State, client: Client, message: protocol.OpenPublishe
     state.open_handle(client, message.id, publisher)
     if topic.info.notifier == "fifo":
         state.effects.append(AdmitPublisher(message.topic, publisher.number))
-    state.note(client, message.id, topic, number=publisher.number)
+    state.note(client, message.id, topic.info.topic_id, "publisher", number=publisher.number)
     granted = protocol.PublisherGranted(id=message.id, topic=topic.info, publisher=publisher.number, fds=_bells(topic))
     state.send(client, granted, bells_of=message.topic)
 
@@ -218,14 +218,13 @@ def _check_fellow_publishers(client: Client, topic: Topic) -> None:
 
 def _wait_subscribers(state: State, client: Client, message: protocol.WaitSubscribers) -> None:
     topic = state.topic(client, message.topic, policy.READ)
-    topic.waits[client.number, message.id] = message
-    client.pending[message.id] = message.topic
+    state.wait(topic.waits, client, message)
     _settle_waits(state, topic)
 
 
 def _settle_waits(state: State, topic: Topic) -> None:
     for (number, request_id), wait in list(topic.waits.items()):
-        if len(topic.joined) >= wait.count:
+        if isinstance(wait, protocol.WaitSubscribers) and len(topic.joined) >= wait.count:
             client = state.clients[number]
             state.drop_pending(client, request_id)
             state.send(client, protocol.Done(id=request_id))
@@ -251,7 +250,7 @@ def _open_subscriber(state: State, client: Client, message: protocol.OpenSubscri
         state.grant_slot(topic, seat, live=False, tethered=False)
     had_before = 0 if from_start else topic.publishers_had - len(topic.publishers)
     state.open_handle(client, message.id, Subscriber(message.topic, seat, client, had_before))
-    state.note(client, message.id, topic, seat=seat, tethered=message.tethered)
+    state.note(client, message.id, topic.info.topic_id, "subscriber", seat=seat, tethered=message.tethered)
     if from_start and message.watch:
         state.effects.append(ForgetParticipant(client.number, message.watch, topic.info.topic_id))
     granted = protocol.SubscriberGranted(
@@ -290,7 +289,7 @@ def _watch(state: State, client: Client, message: protocol.Watch) -> None:
 
 def _bells(topic: Topic) -> int:
     """How many descriptors a grant carries."""
-    return 0 if topic.info.notifier == "fifo" else limits.DESCRIPTORS_PER_MESSAGE_MAX
+    return 0 if topic.info.notifier == "fifo" else limits.BELLS_PER_GRANT
 
 
 # --- handles ----------------------------------------------------------------------------------------------------------
@@ -308,6 +307,8 @@ def _resume(state: State, client: Client, message: protocol.Resume) -> None:
     match client.handles.get(message.handle):
         case Publisher(topic=name) | Subscriber(topic=name):
             state.send(client, protocol.Resumed(id=message.id, fds=_bells(state.topics[name])), bells_of=name)
+        case SegmentUse(segment=name):
+            state.send(client, protocol.Resumed(id=message.id), segment=name)
         case _:
             raise NoSuchTopic(f"handle {message.handle} is gone, and its topic perhaps too", "open it anew")
 
@@ -344,6 +345,11 @@ _HANDLERS: Final[dict[type, Callable[[State, Client, Any], None]]] = {
     protocol.Cancel: _cancel,
     protocol.Resume: _resume,
     protocol.ReportStall: _report_stall,
+    protocol.OpenSegment: segments.open_segment,
+    protocol.ListSegments: segments.list_segments,
+    protocol.StatSegment: segments.stat_segment,
+    protocol.SetSegment: segments.set_segment,
+    protocol.RemoveSegment: segments.remove_segment,
     protocol.Bye: _bye,
     protocol.Stop: _stop,
 }

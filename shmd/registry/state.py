@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shmd import names, policy, protocol
 from shmd.errors import LimitExceeded, NoSuchTopic, PermissionDenied, TopicRemoved
+from shmd.registry import segments
 from shmd.registry.effects import (
     AwaitIdle,
     AwaitResume,
@@ -25,14 +26,15 @@ from shmd.registry.effects import (
     Untether,
 )
 from shmd.registry.endings import settle_endings
-from shmd.registry.entities import PUBLISHER_NUMBER_MAX, Client, Kept, Publisher, Subscriber, Watch
+from shmd.registry.entities import PUBLISHER_NUMBER_MAX, Client, Kept, Publisher, SegmentUse, Subscriber, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shmd.errors import ShmdError
+    from shmd.policy import TopicSettings
     from shmd.protocol import Request, TopicInfo
-    from shmd.registry.entities import Creation, Identity, Key, Quotas, Seat, Topic
+    from shmd.registry.entities import Creation, Identity, Key, ParticipantKind, Quotas, Seat, Topic
 
 _USE: Final = {policy.READ: "read", policy.READ | policy.WRITE: "publish to"}
 
@@ -48,11 +50,12 @@ class State:
         self.absent: dict[int, Client] = {}
         """Those that are not, but hold something until they say bye, or their process is proven dead."""
         self.topics: dict[str, Topic] = {}
-        self.creations: dict[str, Creation] = {}
+        self.creations: dict[str, Creation[TopicSettings]] = {}
+        self.segments = segments.Segments()
         self.watches: dict[Key, Watch] = {}
         self.effects: list[Effect] = []
         self.publishers_numbered = 0
-        self._participants = 0
+        self.participants = 0
         self._clients_of_uid: dict[int, int] = {}
         self._to_ring: dict[str, None] = {}
         self._deserted: dict[str, None] = {}
@@ -69,8 +72,10 @@ class State:
 
     # --- effects ---
 
-    def send(self, client: Client, message: protocol.Outbound, bells_of: str | None = None) -> None:
-        self.effects.append(Send(client.number, message, bells_of))
+    def send(
+        self, client: Client, message: protocol.Outbound, bells_of: str | None = None, segment: str | None = None
+    ) -> None:
+        self.effects.append(Send(client.number, message, bells_of, segment))
 
     def refuse(self, client: Client, request_id: int, error: ShmdError) -> None:
         self.send(client, protocol.refusal(request_id, error))
@@ -116,7 +121,7 @@ class State:
                 del client.handles[request_id], self.watches[client.number, request_id]
             elif isinstance(handle, Publisher):
                 self.ring(handle.topic)  # it may have died between its commit and its bell
-            else:
+            elif isinstance(handle, Subscriber):
                 self.topics[handle.topic].endings.pop((client.number, request_id), None)
         self.absent[client.number] = client
         if not self.forget_empty(client):
@@ -165,17 +170,16 @@ class State:
 
     # --- requests that wait ---
 
-    def enqueue(self, creation: Creation, client: Client, message: Request) -> None:
-        """Keep ``message`` until the topic is there or has failed."""
-        creation.waiting[client.number, message.id] = message
-        client.pending[message.id] = creation.topic
+    def enqueue(self, creation: Creation[Any], client: Client, message: Request) -> None:
+        """Keep ``message`` until what it names is there or has failed."""
+        self.wait(creation.waiting, client, message)
+
+    def wait(self, queue: dict[Key, Request], client: Client, message: Request) -> None:
+        queue[client.number, message.id] = message
+        client.pending[message.id] = queue
 
     def drop_pending(self, client: Client, request_id: int) -> None:
-        name = client.pending.pop(request_id)
-        if creation := self.creations.get(name):
-            del creation.waiting[client.number, request_id]
-        else:
-            del self.topics[name].waits[client.number, request_id]
+        del client.pending.pop(request_id)[client.number, request_id]
 
     # --- handles ---
 
@@ -184,9 +188,10 @@ class State:
             raise LimitExceeded(f"one client may hold {self.quotas.handles_per_client} handles", "close some")
 
     def check_participant_quota(self) -> None:
-        if self._participants >= self.quotas.participants:
+        if self.participants >= self.quotas.participants:
             raise LimitExceeded(
-                f"this daemon keeps account of {self.quotas.participants} publishers and subscribers", "close some"
+                f"this daemon keeps account of {self.quotas.participants} publishers, subscribers and segments' users",
+                "close some",
             )
 
     def next_publisher_number(self) -> int:
@@ -204,23 +209,23 @@ class State:
             topic.publishers_had += 1
         else:
             topic.subscribers[key] = handle
-        self._participants += 1
+        self.participants += 1
 
     def note(
         self,
         client: Client,
         request_id: int,
-        topic: Topic,
+        topic_id: bytes,
+        kind: ParticipantKind,
         *,
         number: int = 0,
         seat: Seat | None = None,
-        kept: bool = False,
         tethered: bool = False,
     ) -> None:
         """Let it be written down who takes part, before anybody is told."""
         participant = Participant(
-            topic_id=topic.info.topic_id,
-            kind="kept" if kept else "subscriber" if seat else "publisher",
+            topic_id=topic_id,
+            kind=kind,
             client=client.number,
             handle=request_id,
             credentials=client.credentials,
@@ -252,6 +257,8 @@ class State:
             case Watch():
                 del self.watches[key]
                 self.release_kept(client, request_id)
+            case SegmentUse():
+                segments.leave(self, key, handle)
 
     def _release(self, topic: Topic, seat: Seat) -> None:
         topic.seats.give_back(seat)
@@ -259,7 +266,7 @@ class State:
         self.ring(topic.info.name)  # publishers may have waited for this one
 
     def _parted(self, topic: Topic, key: Key) -> None:
-        self._participants -= 1
+        self.participants -= 1
         self.effects.append(ForgetParticipant(*key, topic.info.topic_id))
         self._deserted[topic.info.name] = None
 
@@ -272,16 +279,16 @@ class State:
 
     def keep_seat(self, topic: Topic, watch: Watch, request_id: int) -> None:
         """Keep a seat for the watch, if there is one left, with a cursor that waits for the very first record."""
-        if self._participants >= self.quotas.participants or not (seat := topic.seats.take()):
+        if self.participants >= self.quotas.participants or not (seat := topic.seats.take()):
             return
         self.add_kept(topic, watch.client, request_id, seat)
         self.grant_slot(topic, seat, live=True, tethered=watch.tethered)
-        self.note(watch.client, request_id, topic, seat=seat, kept=True, tethered=watch.tethered)
+        self.note(watch.client, request_id, topic.info.topic_id, "kept", seat=seat, tethered=watch.tethered)
 
     def add_kept(self, topic: Topic, client: Client, watch: int, seat: Seat) -> None:
         topic.kept[client.number, watch] = Kept(seat, client)
         client.kept.setdefault(watch, set()).add(topic.info.name)
-        self._participants += 1
+        self.participants += 1
 
     def take_kept(self, topic: Topic, client: Client, watch: int) -> Seat | None:
         """The seat kept for the watch; the caller makes a subscriber of it, and nobody else's row is noted any more."""
@@ -289,7 +296,7 @@ class State:
         if (kept := topic.kept.pop(key, None)) is None:
             return None
         self._unlink_kept(topic.info.name, client, watch)
-        self._participants -= 1
+        self.participants -= 1
         return kept.seat
 
     def release_kept(self, client: Client, watch: int) -> None:
@@ -366,7 +373,7 @@ class State:
             del participant.client.handles[request_id]
             clients.append(participant.client)
         for key in [*participants, *topic.kept]:
-            self._participants -= 1
+            self.participants -= 1
             self.effects.append(ForgetParticipant(*key, topic.info.topic_id))
         for client in clients:
             self.forget_empty(client)

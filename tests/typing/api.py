@@ -69,3 +69,21 @@ async def subscribing(client: shmd.Client) -> None:
 async def looking(client: shmd.Client) -> None:
     assert_type(await client.latest("t"), shmd.Record[Any] | None)
     assert_type(await client.latest("t", type=Price), shmd.Record[Price] | None)
+
+
+async def sharing_memory(client: shmd.Client) -> None:
+    async with client.segment("s", size="64KiB", create=True, ftok=("/etc/hosts", "A"), mode=0o600) as segment:
+        assert_type(segment, shmd.Segment)
+        assert_type(segment.buf, memoryview)
+        assert_type((segment.key, segment.id, segment.size_bytes, segment.readonly), tuple[int, int, int, bool])
+        assert_type(segment.stat(), shmd.SegmentStat)
+        assert_type(segment.info, shmd.SegmentInfo)
+        segment.notify()
+        await segment.wait()
+        await segment.set(mode=0o640)
+        await segment.remove()
+    await client.segment("s", backing="file", sync="interval")
+    await client.segment("s", backing="tape")  # type: ignore[arg-type]
+    assert_type(await client.segments("s.>"), list[shmd.SegmentInfo])
+    assert_type(await client.segment_stat("s"), shmd.SegmentStat | None)
+    await client.remove_segment("s")
