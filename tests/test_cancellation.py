@@ -173,6 +173,42 @@ async def test_segment_close_cancelled_has_closed_it(shmd_client: shmd.Client) -
         assert descriptors() == before
 
 
+async def test_segment_remove_cancelled_leaves_nothing_pending(shmd_client: shmd.Client) -> None:
+    async def open_and_remove() -> None:
+        async with shmd_client.segment("s", size=100) as segment:
+            await segment.remove()
+
+    async for _ in interruptions(open_and_remove):
+        with contextlib.suppress(shmd.SegmentError):
+            await shmd_client.remove_segment("s")
+        assert shmd_client._hub._segment_seats == set()
+        assert shmd_client._hub.link.session._pending == {}
+
+
+async def test_segment_lock_cancelled_is_not_held(shmd_client: shmd.Client) -> None:
+    async with shmd_client.segment("s", size=100) as segment:
+        lock = segment.lock()
+
+        async def hold() -> None:
+            async with lock:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+
+        async def take() -> None:
+            holding = asyncio.create_task(hold())
+            await asyncio.sleep(0)
+            try:
+                await lock.acquire()
+                lock.release()
+            finally:
+                await holding
+
+        async for _ in interruptions(take):
+            await until(lambda: not lock.held)
+            async with lock:
+                pass
+
+
 async def test_segment_wait_cancelled_hears_the_next_time(shmd_client: shmd.Client) -> None:
     async with shmd_client.segment("s", size=100) as segment:
 
@@ -321,6 +357,8 @@ COVERED = {
     "Client": {"topic", "latest", "topics", "stat", "remove", "stop_daemon", "close"},
     "Publisher": {"publish", "publish_many", "wait_for_subscribers", "close"},
     "Subscription": {"get", "get_many", "close"},
+    "Segment": {"wait", "set", "sync", "remove", "close"},
+    "SegmentLock": {"acquire"},
     "EventStream": {"__anext__"},
 }
 """Coroutines that a test above, or below, cancels at each step; and their openers, which are no coroutine functions:
