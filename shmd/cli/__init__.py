@@ -41,6 +41,7 @@ _COMMANDS: Final = {
     "ls": "shmd.cli.topics:ls",
     "stat": "shmd.cli.topics:stat",
     "rm": "shmd.cli.topics:rm",
+    "segment": "shmd.cli.segment:segment",
     "stop": "shmd.cli.upkeep:stop",
     "purge": "shmd.cli.upkeep:purge",
     "fsck": "shmd.cli.upkeep:fsck",

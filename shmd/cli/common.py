@@ -17,7 +17,7 @@ from shmd.errors import ShmdError
 from shmd.units import parse_size, parse_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
     from contextlib import AbstractAsyncContextManager
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -101,6 +101,20 @@ async def _cancelled_by_signals(main: Coroutine[Any, Any, T]) -> T:
         if received:
             raise Interrupted(received[0]) from None
         raise
+
+
+async def remove_each(removals: Iterable[tuple[Callable[[str], Coroutine[Any, Any, None]], str]]) -> None:
+    """Remove everything that can be removed; then raise the error, if there was one, of the last that could not."""
+    failures: list[ShmdError] = []
+    for remove, name in removals:
+        try:
+            await remove(name)
+        except ShmdError as error:
+            failures.append(error)
+    for failure in failures[:-1]:
+        click.echo(f"shmd: {failure}", err=True)
+    if failures:
+        raise failures[-1]
 
 
 async def readable(fd: int) -> None:

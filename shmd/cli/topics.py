@@ -1,4 +1,4 @@
-"""``shmd ls``, ``stat``, ``rm``: what topics there are, how they fare, and their end."""
+"""``shmd ls``, ``stat``, ``rm``: what there is, how topics fare, and their end."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import click
 import msgspec
 from rich.text import Text
 
-from shmd.cli.common import connect, daemon_options, json_option, run, to_json
+from shmd.cli.common import connect, daemon_options, json_option, remove_each, run, to_json
+from shmd.cli.segment.manage import list_segments, print_segments
 from shmd.cli.tables import print_table, table
-from shmd.errors import NoSuchTopic, ShmdError
+from shmd.errors import NoSuchTopic
 from shmd.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shmd import TopicInfo, TopicStat
+    from shmd import SegmentInfo, SegmentStat, TopicInfo, TopicStat
 
 
 @click.command()
@@ -25,8 +26,15 @@ if TYPE_CHECKING:
 @json_option
 @daemon_options
 def ls(pattern: str, as_json: bool, socket_path: str | None, instance: str | None) -> None:
-    """List topics, or those that match PATTERN (`*` is one token, `>` the rest)."""
-    topics = run(list_topics(pattern, socket_path, instance))
+    """List topics and raw segments, or those that match PATTERN (`*` is one token, `>` the rest)."""
+    topics, segments = run(list_all(pattern, socket_path, instance))
+    print_topics(topics, as_json=as_json)
+    if topics and segments and not as_json:
+        click.echo()
+    print_segments(segments, as_json=as_json)
+
+
+def print_topics(topics: Iterable[TopicInfo], *, as_json: bool) -> None:
     if as_json:
         for topic in topics:
             click.echo(to_json(_info_fields(topic)))
@@ -78,12 +86,14 @@ def stat(topic: str, as_json: bool, socket_path: str | None, instance: str | Non
 @daemon_options
 def rm(topics: tuple[str, ...], socket_path: str | None, instance: str | None) -> None:
     """Remove topics and all their records. Whoever has one open is told."""
-    run(remove_topics(topics, socket_path, instance))
+    run(_remove(topics, socket_path, instance))
 
 
-async def list_topics(pattern: str, socket_path: str | None, instance: str | None) -> list[TopicInfo]:
+async def list_all(
+    pattern: str, socket_path: str | None, instance: str | None
+) -> tuple[list[TopicInfo], list[tuple[SegmentInfo, SegmentStat | None]]]:
     async with connect(socket_path, instance, "shmd ls") as client:
-        return list(await client.topics(pattern))
+        return await client.topics(pattern), await list_segments(client, pattern)
 
 
 async def _stat(topic: str, socket_path: str | None, instance: str | None) -> TopicStat:
@@ -94,19 +104,9 @@ async def _stat(topic: str, socket_path: str | None, instance: str | None) -> To
     return found
 
 
-async def remove_topics(topics: Iterable[str], socket_path: str | None, instance: str | None) -> None:
-    """Every one that can be removed; then the error, if there was one, of the last that could not."""
-    failures: list[ShmdError] = []
+async def _remove(topics: Iterable[str], socket_path: str | None, instance: str | None) -> None:
     async with connect(socket_path, instance, "shmd rm") as client:
-        for topic in topics:
-            try:
-                await client.remove(topic)
-            except ShmdError as error:
-                failures.append(error)
-    for failure in failures[:-1]:
-        click.echo(f"shmd: {failure}", err=True)
-    if failures:
-        raise failures[-1]
+        await remove_each((client.remove, topic) for topic in topics)
 
 
 def _info_fields(topic: TopicInfo) -> dict[str, Any]:

@@ -6,15 +6,16 @@ import contextlib
 import logging
 import os
 import time
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
 
 from shmd import inventory
-from shmd.cli.common import connect, daemon_options, json_option, readable, run, to_json
+from shmd.cli.common import connect, daemon_options, json_option, readable, remove_each, run, to_json
 from shmd.cli.tables import print_table, table
-from shmd.cli.topics import list_topics, remove_topics
+from shmd.cli.topics import list_all
 from shmd.config import DEFAULT_INSTANCE, DaemonConfig, instance_id
 from shmd.errors import DaemonUnavailable, ShmdError
 from shmd.units import format_size
@@ -36,17 +37,18 @@ def stop(socket_path: str | None, instance: str | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @daemon_options
 def purge(yes: bool, socket_path: str | None, instance: str | None) -> None:
-    """Remove every topic of the instance. Without a daemon, of --instance or the default one."""
+    """Remove every topic and segment of the instance. Without a daemon, of --instance or the default one."""
     try:
-        topics = run(list_topics(">", socket_path, instance))
+        topics, segments = run(list_all(">", socket_path, instance))
     except DaemonUnavailable as error:
         if socket_path or (instance is None and os.environ.get("SHMD_SOCKET")):
             raise  # a socket does not say whose it would be
         _purge_without_daemon(instance or DEFAULT_INSTANCE, error, yes=yes)
         return
-    if topics and not yes:
-        click.confirm(f"Remove {len(topics)} topics and all their records?", abort=True, err=True)
-    run(remove_topics([topic.name for topic in topics], socket_path, instance))
+    if (topics or segments) and not yes:
+        what = f"{len(topics)} topics and all their records" + (f", and {len(segments)} segments" if segments else "")
+        click.confirm(f"Remove {what}?", abort=True, err=True)
+    run(_purge([topic.name for topic in topics], [info.name for info, _ in segments], socket_path, instance))
 
 
 @click.command()
@@ -80,6 +82,11 @@ async def _stop(socket_path: str | None, instance: str | None) -> None:
             await client.stop_daemon()
             if pidfd is not None:
                 await readable(pidfd)
+
+
+async def _purge(topics: Sequence[str], segments: Sequence[str], socket_path: str | None, instance: str | None) -> None:
+    async with connect(socket_path, instance, "shmd purge") as client:
+        await remove_each([*zip(repeat(client.remove), topics), *zip(repeat(client.remove_segment), segments)])
 
 
 def _purge_without_daemon(instance: str, unavailable: DaemonUnavailable, *, yes: bool) -> None:
