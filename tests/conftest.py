@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -22,6 +23,7 @@ from tests.shell import Shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from shmd.testing import DaemonProcess
 
@@ -109,3 +111,19 @@ def shell(shmd_daemon: DaemonProcess) -> Iterator[Shell]:
     shell = Shell(shmd_daemon.socket_path)
     yield shell
     shell.close()
+
+
+@pytest.fixture
+def user_environment(shmd_daemon: DaemonProcess, tmp_path: Path) -> dict[str, str]:
+    """A user's variables: the test's own daemon is where clients look for it, `shmd` and `python3` are on the PATH."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, arguments in {"shmd": "-m shmd", "python3": ""}.items():
+        command = commands / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        command.chmod(0o755)
+    return os.environ | {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "SHMD_SOCKET": shmd_daemon.socket_path,
+    }

@@ -37,18 +37,23 @@ def stop(socket_path: str | None, instance: str | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @daemon_options
 def purge(yes: bool, socket_path: str | None, instance: str | None) -> None:
-    """Remove every topic and segment of the instance. Without a daemon, of --instance or the default one."""
+    """Remove every topic of the instance, and every segment that shmd made in memory.
+
+    Files, and segments that were adopted from other programs, stay: see `shmd segment rm`. Without a daemon, of
+    --instance or the default one.
+    """
     try:
-        topics, segments = run(list_all(">", socket_path, instance))
+        topics, found = run(list_all(">", socket_path, instance))
     except DaemonUnavailable as error:
         if socket_path or (instance is None and os.environ.get("SHMD_SOCKET")):
             raise  # a socket does not say whose it would be
         _purge_without_daemon(instance or DEFAULT_INSTANCE, error, yes=yes)
         return
+    segments = [info.name for info, _ in found if info.backing == "memory" and not info.adopted]
     if (topics or segments) and not yes:
         what = f"{len(topics)} topics and all their records" + (f", and {len(segments)} segments" if segments else "")
         click.confirm(f"Remove {what}?", abort=True, err=True)
-    run(_purge([topic.name for topic in topics], [info.name for info, _ in segments], socket_path, instance))
+    run(_purge([topic.name for topic in topics], segments, socket_path, instance))
 
 
 @click.command()
