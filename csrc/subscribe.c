@@ -238,6 +238,7 @@ static int take(struct shmd_subscriber *s, struct shmd_view *recordp) {
             s->stretch = false;
             shmd_read_end(&s->reader);
         }
+        shmd_keep_in_touch(s->seat.client); /* between two stretches, where the reader may come to be another */
         int result = shmd_read_begin(&s->reader, READ_BATCH_BYTES);
         if (result != SHMD_OK)
             return result;
@@ -249,8 +250,6 @@ int shmd_next(struct shmd_subscriber *subscriber, int timeout_ms, struct shmd_vi
     struct shmd_subscriber *s = subscriber;
     struct shmd_client *client = s->seat.client;
     int64_t deadline_ns = -1;
-    if (!s->stretch)
-        shmd_keep_in_touch(client);
     for (;;) {
         int failure = s->seat.failure; /* before the look: what was published before the topic was removed still comes */
         int result = take(s, recordp);
