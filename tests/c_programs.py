@@ -103,7 +103,7 @@ class Program:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
         if error is not None:
             self.kill()
         elif self.process.returncode is None:
