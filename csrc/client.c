@@ -44,6 +44,7 @@ void shmd_disconnect(struct shmd_client *client) {
         (void)shmd_control_do(client, &bye, shmd_deadline_ns(SHMD_RESUME_TIMEOUT_MS));
         shmd_control_lost(client);
     }
+    shmd_control_forget_roster(client);
     free(client);
 }
 

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -23,6 +24,11 @@
 
 #define CONNECT_RETRY_MS 10    /* nothing tells when a full backlog has room again */
 #define PACKETS_PER_DISPATCH 64u
+
+/* Of the roster's header; docs/memory-layout.md. */
+#define ROSTER_MAGIC "SHMDROS1"
+#define ROSTER_HEADER_BYTES 4096u
+#define ROSTER_INSTANCE_AT 16u
 
 int64_t shmd_now_ns(void) {
     struct timespec t;
@@ -333,6 +339,29 @@ static uint64_t namespace_of(const char *path) {
     return stat(path, &there) == 0 ? (uint64_t)there.st_ino : 0;
 }
 
+void shmd_control_forget_roster(struct shmd_client *client) {
+    if (client->roster != NULL)
+        (void)shmdt(client->roster);
+    client->roster = NULL;
+}
+
+/* Nothing here looks into it; but without somebody who has it attached, the next daemon would know nothing of topics that go
+ * with their last participant. What is no roster of this daemon's is left alone. */
+static void hold_roster(struct shmd_client *client, const struct shmd_reply *welcome) {
+    struct shmid_ds stat;
+    uint8_t *roster = shmat((int)welcome->roster_id, NULL, SHM_RDONLY);
+    shmd_control_forget_roster(client);
+    if (roster == (void *)-1)
+        return;
+    bool is_roster = shmctl((int)welcome->roster_id, IPC_STAT, &stat) == 0 && stat.shm_segsz >= ROSTER_HEADER_BYTES &&
+                     memcmp(roster, ROSTER_MAGIC, 8) == 0 &&
+                     memcmp(roster + ROSTER_INSTANCE_AT, welcome->instance_id, 16) == 0;
+    if (is_roster)
+        client->roster = roster;
+    else
+        (void)shmdt(roster);
+}
+
 static int say_hello(struct shmd_client *client, int64_t deadline_ns) {
     struct shmd_request r;
     struct shmd_reply welcome;
@@ -350,6 +379,7 @@ static int say_hello(struct shmd_client *client, int64_t deadline_ns) {
     if (welcome.major != SHMD_PROTOCOL_MAJOR)
         return shmd_fail(client, -EPROTONOSUPPORT, "the daemon speaks version %u of the protocol, this library %u",
                          welcome.major, SHMD_PROTOCOL_MAJOR);
+    hold_roster(client, &welcome);
     client->number = welcome.client;
     client->resumed = welcome.resumed;
     client->looked_ns = shmd_now_ns();

@@ -25,6 +25,7 @@ struct shmd_client {
     char name[SHMD_CLIENT_NAME_BYTES_MAX + 1];
     int fd; /* -1: no daemon */
     uint64_t last_id;
+    void *roster; /* attached for the next daemon's sake: it goes with the last process that has it. May be NULL */
     uint64_t number; /* what the daemon calls us; 0 before the first hello */
     bool resumed;    /* the daemon that is there now knew us */
     bool reconnects;
@@ -49,6 +50,8 @@ int shmd_fail(struct shmd_client *client, int result, const char *format, ...) _
 int shmd_control_find(struct shmd_client *client, const char *path);
 /* Connect and say hello; resumes if client->number is not 0. */
 int shmd_control_connect(struct shmd_client *client, int64_t deadline_ns);
+/* Detach the roster, for good. */
+void shmd_control_forget_roster(struct shmd_client *client);
 /* Hang up, or take note that the daemon did. */
 void shmd_control_lost(struct shmd_client *client);
 /* Begin a request under a new id. */

@@ -45,6 +45,8 @@ class Connection:
         self.welcome, _ = self.ask("hello", major=1, minor=0, name="foreign")
         assert self.welcome["type"] == "welcome"
         assert self.welcome["major"] == 1
+        self._roster = Memory(self.welcome["roster_id"], readonly=True)
+        assert (self._roster.copy(0, 8), self._roster.copy(16, 16)) == (b"SHMDROS1", self.welcome["instance_id"])
 
     def ask(self, kind: str, **fields: Any) -> tuple[dict[str, Any], list[int]]:
         """The reply to a request, and the descriptors beside it."""
@@ -63,6 +65,7 @@ class Connection:
         self.ask("bye")
         assert self.socket.recv(1) == b"", "the daemon hangs up"
         self.socket.close()
+        self._roster.detach()
 
     def _receive(self) -> tuple[dict[str, Any], list[int]]:
         packet, ancillary, flags, _ = self.socket.recvmsg(65536, socket.CMSG_LEN(2 * 4), socket.MSG_CMSG_CLOEXEC)

@@ -438,3 +438,17 @@ class TestDeath:
             c.kill()
             for _ in range(50):
                 await publisher.publish(b"x" * 900)
+
+
+def test_c_program_keeps_the_roster_for_the_daemon_that_comes_next(
+    c_programs: CPrograms, restarts: Restarts
+) -> None:
+    """An `attached` topic is noted in a segment that goes with the last process that has it attached."""
+    with c_programs.drive(restarts.socket_path) as c:
+        c.ask("publisher jobs attached", "0")
+        c.ask("subscriber jobs", "0")
+        asyncio.run(restarts.restart())
+        c.ask("resume", "0")
+        c.ask("publish value", "0")
+        assert c.ask("next timeout -1") == "0 1 lost 0 value"
+        assert not restarts.daemon.log.count("made") > 1, "it was adopted"

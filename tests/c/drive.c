@@ -51,6 +51,7 @@ static void open_publisher(char **words) {
         .size_bytes = (uint64_t)number(words, "size", 0),
         .when_full = has(words, "wait") ? SHMD_WAIT : SHMD_WHEN_FULL_ANY,
         .exclusive = has(words, "exclusive") ? SHMD_YES : SHMD_EITHER,
+        .attached = has(words, "attached") ? SHMD_YES : SHMD_EITHER,
         .mode = (unsigned)number(words, "mode", 0),
     };
     answer(shmd_open_publisher(client, words[1], &options, &publisher));
