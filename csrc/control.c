@@ -177,7 +177,7 @@ static int receive_packet(struct shmd_client *client, struct shmd_reply *reply, 
         wrong = "it sent more than fits, or descriptors that this process may not open";
     else if (shmd_reply_decode(client->packet, (size_t)size, reply) != 0)
         wrong = "it sent what is no message";
-    else if (*countp != shmd_reply_fds(reply))
+    else if (*countp != reply->fds)
         wrong = "it sent another number of descriptors than its message says";
     if (wrong == NULL)
         return 0;
@@ -264,6 +264,13 @@ static void give_up(struct shmd_client *client, uint64_t target) {
     memcpy(client->error_text, text, sizeof text);
 }
 
+/* A grant that says it has none is one that nobody could be woken by. */
+static bool brings_its_bells(const struct shmd_reply *reply) {
+    bool grants = reply->type == SHMD_REPLY_PUBLISHER || reply->type == SHMD_REPLY_SUBSCRIBER ||
+                  reply->type == SHMD_REPLY_RESUMED;
+    return !grants || reply->fds == SHMD_FDS_MAX;
+}
+
 int shmd_control_ask(struct shmd_client *client, const struct shmd_request *r, enum shmd_reply_type want,
                      int64_t deadline_ns, struct shmd_reply *reply, int *fds) {
     int result = send_packet(client, r, deadline_ns);
@@ -281,13 +288,13 @@ int shmd_control_ask(struct shmd_client *client, const struct shmd_request *r, e
                 give_up(client, r->id);
             return result;
         }
-        if (reply->type == want && reply->id == r->id)
+        if (reply->type == want && reply->id == r->id && brings_its_bells(reply))
             return 0;
         close_all(fds, count);
         if (reply->type == SHMD_REPLY_REFUSED && (reply->id == r->id || reply->id == 0))
             return refused(client, reply);
         if (reply->id == r->id)
-            return lost(client, -EPROTO, "it answered with another message than was asked for");
+            return lost(client, -EPROTO, "it answered with something else than was asked for");
         heed(client, reply);
         if (shmd_now_ns() >= deadline_ns) { /* it may talk for ever */
             give_up(client, r->id);

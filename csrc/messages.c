@@ -54,6 +54,7 @@ static const struct field topic_fields[] = {
     {NULL, UINT, false, 0, 0, 0, {NULL, NULL}},
 };
 
+#define FDS_FIELD {"fds", UINT, false, AT(shmd_reply, fds), 2, {NULL, NULL}}
 #define END_OF_FIELDS {NULL, UINT, false, 0, 0, 0, {NULL, NULL}}
 #define ID_FIELD NUMBER(shmd_reply, id, ID_MAX)
 #define TOPIC_FIELD {"topic", TOPIC, true, AT(shmd_reply, topic), 0, {NULL, NULL}}
@@ -70,6 +71,7 @@ static const struct field welcome_fields[] = {
     END_OF_FIELDS,
 };
 static const struct field plain_fields[] = {ID_FIELD, END_OF_FIELDS};
+static const struct field resumed_fields[] = {ID_FIELD, FDS_FIELD, END_OF_FIELDS};
 static const struct field refused_fields[] = {
     ID_FIELD,
     {"code", TEXT, true, AT(shmd_reply, code), 0, {NULL, NULL}},
@@ -82,6 +84,7 @@ static const struct field publisher_fields[] = {
     ID_FIELD,
     TOPIC_FIELD,
     NUMBER(shmd_reply, publisher, U32_MAX),
+    FDS_FIELD,
     END_OF_FIELDS,
 };
 static const struct field subscriber_fields[] = {
@@ -90,6 +93,7 @@ static const struct field subscriber_fields[] = {
     NUMBER(shmd_reply, slot, SLOTS_MAX),
     NUMBER(shmd_reply, incarnation, U32_MAX),
     {"from_start", BOOL, true, AT(shmd_reply, from_start), 0, {NULL, NULL}},
+    FDS_FIELD,
     END_OF_FIELDS,
 };
 static const struct field topic_added_fields[] = {
@@ -111,7 +115,7 @@ static const struct field untethered_fields[] = {
 static const struct {
     const char *name;
     enum shmd_reply_type type;
-    unsigned fds;
+    uint32_t fds; /* unless it says otherwise */
     const struct field *fields;
 } types[] = {
     {"welcome", SHMD_REPLY_WELCOME, 0, welcome_fields},
@@ -120,7 +124,7 @@ static const struct {
     {"topic", SHMD_REPLY_TOPIC, 0, topic_reply_fields},
     {"publisher", SHMD_REPLY_PUBLISHER, 2, publisher_fields},
     {"subscriber", SHMD_REPLY_SUBSCRIBER, 2, subscriber_fields},
-    {"resumed", SHMD_REPLY_RESUMED, 2, plain_fields},
+    {"resumed", SHMD_REPLY_RESUMED, 2, resumed_fields},
     {"topic-added", SHMD_EVENT_TOPIC_ADDED, 0, topic_added_fields},
     {"topic-gone", SHMD_EVENT_TOPIC_GONE, 0, topic_gone_fields},
     {"untethered", SHMD_EVENT_UNTETHERED, 0, untethered_fields},
@@ -256,19 +260,13 @@ int shmd_reply_decode(const uint8_t *packet, size_t size, struct shmd_reply *rep
     for (size_t i = 0; i < TYPES; i++) {
         if (!shmd_item_is(&type, types[i].name))
             continue;
+        replyp->fds = types[i].fds;
         if (decode_map(&unpacker, types[i].fields, replyp) != 0)
             return -EBADMSG;
         replyp->type = types[i].type;
         return unpacker.at == unpacker.end ? 0 : -EBADMSG;
     }
     return shmd_unpack_skip(&unpacker) == 0 && unpacker.at == unpacker.end ? 0 : -EBADMSG;
-}
-
-unsigned shmd_reply_fds(const struct shmd_reply *reply) {
-    for (size_t i = 0; i < TYPES; i++)
-        if (types[i].type == reply->type)
-            return types[i].fds;
-    return 0;
 }
 
 int shmd_code_errno(const char *code) {

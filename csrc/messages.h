@@ -33,6 +33,7 @@ enum shmd_reply_type {
 struct shmd_reply {
     enum shmd_reply_type type;
     uint64_t id;
+    uint32_t fds;                             /* how many descriptors come beside it */
     uint32_t major, minor, roster_id;         /* welcome */
     uint64_t client;
     uint8_t instance_id[16];
@@ -48,8 +49,6 @@ struct shmd_reply {
 
 /* -EBADMSG if it is no message, lacks a field, or holds one that cannot be. */
 int shmd_reply_decode(const uint8_t *packet, size_t size, struct shmd_reply *replyp);
-/* How many descriptors come beside it. */
-unsigned shmd_reply_fds(const struct shmd_reply *reply);
 /* The errno (positive) for a refusal's code. */
 int shmd_code_errno(const char *code);
 

@@ -440,9 +440,7 @@ class TestDeath:
                 await publisher.publish(b"x" * 900)
 
 
-def test_c_program_keeps_the_roster_for_the_daemon_that_comes_next(
-    c_programs: CPrograms, restarts: Restarts
-) -> None:
+def test_c_program_keeps_the_roster_for_the_daemon_that_comes_next(c_programs: CPrograms, restarts: Restarts) -> None:
     """An `attached` topic is noted in a segment that goes with the last process that has it attached."""
     with c_programs.drive(restarts.socket_path) as c:
         c.ask("publisher jobs attached", "0")

@@ -117,6 +117,8 @@ LIES: Final[dict[str, list[list[Answer]]]] = {
     "sends one descriptor": [WELCOMED, [(packed(GRANT), 1)]],
     "sends three descriptors": [WELCOMED, [(packed(GRANT), 3)]],
     "sends many descriptors": [WELCOMED, [(packed(GRANT), 200)]],
+    "sends no descriptors, and says so": [WELCOMED, [(packed(GRANT, fds=0), 0)]],
+    "says it sends more than there can be": [WELCOMED, [(packed(GRANT, fds=3), 3)]],
     "names no segment": [WELCOMED, [(packed(GRANT), 2)]],
     "names a capacity that cannot be": [WELCOMED, [(packed(GRANT, topic=TOPIC | {"size_bytes": 2**63 - 1}), 2)]],
     "grants something else": [

@@ -123,7 +123,7 @@ static void grant_is_understood(void) {
     uint8_t bytes[1024];
     struct shmd_reply reply;
     CHECK(shmd_reply_decode(bytes, grant(bytes, sizeof bytes, NULL, 0), &reply) == 0);
-    CHECK(reply.type == SHMD_REPLY_PUBLISHER && reply.id == 9 && reply.publisher == 3 && shmd_reply_fds(&reply) == 2);
+    CHECK(reply.type == SHMD_REPLY_PUBLISHER && reply.id == 9 && reply.publisher == 3 && reply.fds == 2);
     CHECK(strcmp(reply.topic.name, "prices") == 0 && memcmp(reply.topic.topic_id, "0123456789abcdef", 16) == 0);
     CHECK(reply.topic.log_id == 0 && reply.topic.ctl_key == 3 && reply.topic.size_bytes == 4 && reply.topic.gid == 7);
     CHECK(reply.topic.waits && !reply.topic.exclusive && !reply.topic.attached && !reply.topic.hostile);
