@@ -27,7 +27,7 @@
 
 /* Of the roster's header; docs/memory-layout.md. */
 #define ROSTER_MAGIC "SHMDROS1"
-#define ROSTER_HEADER_BYTES 4096u
+#define ROSTER_BYTES 4177920u
 #define ROSTER_INSTANCE_AT 16u
 
 int64_t shmd_now_ns(void) {
@@ -347,24 +347,24 @@ static uint64_t namespace_of(const char *path) {
 }
 
 void shmd_control_forget_roster(struct shmd_client *client) {
-    if (client->roster != NULL)
-        (void)shmdt(client->roster);
-    client->roster = NULL;
+    if (client->roster.memory != NULL)
+        (void)shmdt(client->roster.memory);
+    client->roster.memory = NULL;
 }
 
-/* Nothing here looks into it; but without somebody who has it attached, the next daemon would know nothing of topics that go
- * with their last participant. What is no roster of this daemon's is left alone. */
+/* For bystander.c, and for the next daemon, which would know nothing of topics that go with their last participant if nobody
+ * had this attached. What is no roster of this daemon's is left alone. */
 static void hold_roster(struct shmd_client *client, const struct shmd_reply *welcome) {
     struct shmid_ds stat;
     uint8_t *roster = shmat((int)welcome->roster_id, NULL, SHM_RDONLY);
     shmd_control_forget_roster(client);
     if (roster == (void *)-1)
         return;
-    bool is_roster = shmctl((int)welcome->roster_id, IPC_STAT, &stat) == 0 && stat.shm_segsz >= ROSTER_HEADER_BYTES &&
+    bool is_roster = shmctl((int)welcome->roster_id, IPC_STAT, &stat) == 0 && stat.shm_segsz == ROSTER_BYTES &&
                      memcmp(roster, ROSTER_MAGIC, 8) == 0 &&
                      memcmp(roster + ROSTER_INSTANCE_AT, welcome->instance_id, 16) == 0;
     if (is_roster)
-        client->roster = roster;
+        client->roster = (struct shmd_roster){roster, stat.shm_perm.cuid};
     else
         (void)shmdt(roster);
 }

@@ -7,6 +7,7 @@
 
 #include <sys/un.h>
 
+#include "bystander.h"
 #include "messages.h"
 
 #define SHMD_FDS_MAX 2u            /* a record bell and a space bell */
@@ -25,7 +26,7 @@ struct shmd_client {
     char name[SHMD_CLIENT_NAME_BYTES_MAX + 1];
     int fd; /* -1: no daemon */
     uint64_t last_id;
-    void *roster; /* attached for the next daemon's sake: it goes with the last process that has it. May be NULL */
+    struct shmd_roster roster; /* attached also for the next daemon's sake: it goes with the last process that has it */
     uint64_t number; /* what the daemon calls us; 0 before the first hello */
     bool resumed;    /* the daemon that is there now knew us */
     bool reconnects;

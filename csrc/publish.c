@@ -113,6 +113,9 @@ static int wait_for_room(struct shmd_publisher *p, int64_t deadline_ns, int64_t 
         return 0;
     }
     report_stall(p, report_ns);
+    struct shmd_seat *seat = &p->seat;
+    if (seat->client->fd < 0 && shmd_free_dead(&seat->client->roster, &seat->log, seat->info.topic_id))
+        shmd_bell_write(seat->space_fd); /* for the others who wait */
     return shmd_seat_sleep(&p->seat, deadline_ns < *report_ns ? deadline_ns : *report_ns);
 }
 

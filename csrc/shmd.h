@@ -11,6 +11,10 @@
 #ifndef SHMD_H
 #define SHMD_H
 
+#ifdef __cplusplus
+#error "shmd.h is for C, since shared memory is described in C11 atomics; a C++ program includes client.h"
+#endif
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -439,6 +439,21 @@ class TestDeath:
             for _ in range(50):
                 await publisher.publish(b"x" * 900)
 
+    async def test_full_c_publisher_frees_the_topic_of_a_dead_subscriber_while_there_is_no_daemon(
+        self, c_programs: CPrograms, restarts: Restarts
+    ) -> None:
+        with c_programs.drive(restarts.socket_path) as writer:
+            writer.ask("publisher jobs wait size 4096", "0")
+            reader = c_programs.drive(restarts.socket_path)
+            reader.ask("subscriber jobs", "0")
+            await restarts.kill()
+            while writer.ask("publish " + "x" * 900).startswith("0"):
+                pass
+            assert writer.ask("publish " + "x" * 900 + " timeout 1").split()[0] == FULL, "the subscriber lives"
+            reader.kill()
+            assert writer.ask("publish " + "x" * 900 + " timeout -1").startswith("0")
+            assert writer.ask("connected") == "0"
+
 
 def test_c_program_keeps_the_roster_for_the_daemon_that_comes_next(c_programs: CPrograms, restarts: Restarts) -> None:
     """An `attached` topic is noted in a segment that goes with the last process that has it attached."""

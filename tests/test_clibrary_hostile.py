@@ -130,12 +130,25 @@ LIES: Final[dict[str, list[list[Answer]]]] = {
 }
 
 
+SAID: Final = {
+    "hangs up": errno.ENOTCONN,
+    "says nothing that is a message": errno.EPROTO,
+    "speaks another version": errno.EPROTONOSUPPORT,
+    "refuses": errno.EREMOTEIO,
+    "sends no descriptors": errno.EPROTO,
+    "names no segment": errno.EIDRM,
+}
+"""Of some, also what is to be made of them."""
+
+
 @pytest.mark.parametrize("lie", LIES)
 def test_c_client_says_no_to_a_daemon_that(
     lie: str, liar: Callable[[list[list[Answer]]], Liar], c_programs: CPrograms
 ) -> None:
     with c_programs.start("drive") as c:
-        assert int(connect_to(c, liar(LIES[lie])).split()[0]) < 0
+        result = int(connect_to(c, liar(LIES[lie])).split()[0])
+    assert result < 0
+    assert result == -SAID.get(lie, -result)
 
 
 def test_c_client_takes_no_notice_of_late_replies_and_unknown_events(
