@@ -7,7 +7,7 @@
  *
  * The FIFO is FILE.jobs; it may also be one that shmd made, of a segment with notifier="fifo". The kernel gives each byte
  * to one reader, so no two workers get the same job, and no worker wakes in vain. The counters lie in the segment with
- * the key ftok(FILE, 'w'). A worker that is killed has taken a job and not done it: `show` tells, and the others work on.
+ * the key ftok(FILE, 'w'). A worker that is killed leaves the job in its hand undone: `show` tells, and the others work on.
  */
 #include <fcntl.h>
 #include <inttypes.h>
