@@ -21,7 +21,8 @@
  *     -EMSGSIZE the record is too large               -ESTALE  somebody else has our place by now
  *     -ENOTCONN the daemon went away                  -ETIMEDOUT it does not answer
  *     -EPROTO  it broke the protocol                  -EPROTONOSUPPORT, -EXDEV another version, or namespace
- *     -EINTR   a signal came: nothing was done, call again, or end
+ *     -EINTR   a signal came: nothing was done, call again, or end. (One that comes before the wait interrupts nothing: wait
+ *              for a limited time, or in a poll loop of your own, with ppoll or a signalfd.)
  *
  * Time-outs are in milliseconds: -1 waits for ever, 0 does not wait.
  *

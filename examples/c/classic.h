@@ -3,6 +3,7 @@
 #define CLASSIC_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -14,14 +15,19 @@
 /* Some programs here have no use for one or the other. */
 #define MAYBE_UNUSED __attribute__((unused))
 
-static volatile sig_atomic_t stopped;
+static volatile sig_atomic_t stopped, waits_on = -1;
 
 static void stop(int number) {
+    int saved = errno;
     (void)number;
     stopped = 1;
+    if (waits_on >= 0)
+        fcntl(waits_on, F_SETFL, O_NONBLOCK);
+    errno = saved;
 }
 
-/* SIGINT and SIGTERM interrupt what waits (EINTR), since there is no SA_RESTART, and set `stopped`. */
+/* SIGINT and SIGTERM set `stopped` and interrupt what waits (EINTR), since there is no SA_RESTART. One that comes right before
+ * a read from `waits_on`, when there is nothing to interrupt yet, has it not wait (EAGAIN). */
 MAYBE_UNUSED static void catch_signals(void) {
     struct sigaction action = {.sa_handler = stop};
     sigaction(SIGINT, &action, NULL);

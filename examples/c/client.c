@@ -48,6 +48,7 @@ int main(int argc, char **argv) {
     fifo_path(own_path, argv[1], slot_of_ours);
     fifo_path(server_path, argv[1], -1);
     int fifo = make_fifo(own_path); /* before the request, so that the server finds it */
+    waits_on = fifo;
     strcpy(slot->text, argv[2]);
     atomic_store_explicit(&slot->state, REQUEST, memory_order_release);
     bool answered = false;

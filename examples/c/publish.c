@@ -37,9 +37,12 @@ static int publish_all(struct shmd_publisher *publisher, unsigned long count, ui
         shmd_pack_uint(&packer, n);
         shmd_pack_text(&packer, "from");
         shmd_pack_text(&packer, "C");
-        int result = shmd_publish(publisher, bytes, packer.size, -1, seqp);
+        int result;
+        do /* a signal that comes right before it waits has nothing to interrupt yet: so look at `stopped` now and then */
+            result = shmd_publish(publisher, bytes, packer.size, 1000, seqp);
+        while ((result == SHMD_FULL || result == SHMD_BUSY) && !stopped);
         if (result != SHMD_OK)
-            return result;
+            return stopped ? SHMD_OK : result;
     }
     return SHMD_OK;
 }

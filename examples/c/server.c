@@ -41,6 +41,7 @@ int main(int argc, char **argv) {
     struct exchange *exchange = attach_by_key(argv[1], 'x', sizeof *exchange, &id, &made);
     fifo_path(path, argv[1], -1);
     int fifo = make_fifo(path);
+    waits_on = fifo;
     printf("ready\n");
     fflush(stdout);
     while (!stopped && read(fifo, &index, 1) == 1)

@@ -15,6 +15,8 @@
 #include <shmd/client.h>
 #include <shmd/wire.h>
 
+/* A signal that comes right before shmd_next() waits has nothing to interrupt yet: so it looks at `stopped` now and then. */
+#define PATIENCE_MS 1000
 #define DEPTH_MAX 32 /* of containers in containers, which a publisher may nest as deep as it likes */
 
 static volatile sig_atomic_t stopped;
@@ -89,9 +91,11 @@ int main(int argc, char **argv) {
     if (result == SHMD_OK)
         result = shmd_open_subscriber(client, argv[1], &options, &subscriber);
     while (result == SHMD_OK && !stopped) {
-        result = shmd_next(subscriber, -1, &record);
+        result = shmd_next(subscriber, PATIENCE_MS, &record);
         if (result == SHMD_OK)
             print_record(&record);
+        else if (result == SHMD_EMPTY)
+            result = SHMD_OK;
     }
     if (result < 0 && result != -EINTR)
         fprintf(stderr, "subscribe: %s\n", shmd_error_text(client));

@@ -56,7 +56,7 @@ static int post(struct pool *pool, int jobs, unsigned long count) {
         atomic_fetch_add(&pool->posted, 1);
         if (write(jobs, "", 1) != 1) { /* waits while 65,536 jobs are waiting */
             atomic_fetch_sub(&pool->posted, 1);
-            return errno == EINTR ? 0 : 1;
+            return stopped ? 0 : 1;
         }
     }
     return 0;
@@ -71,6 +71,7 @@ int main(int argc, char **argv) {
     catch_signals();
     struct pool *pool = attach_by_key(argv[1], 'w', sizeof *pool, &id, NULL);
     int jobs = open_jobs(argv[1]);
+    waits_on = jobs;
     if (argc == 2)
         work(pool, jobs);
     else if (argc == 4)
