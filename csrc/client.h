@@ -84,6 +84,7 @@ struct shmd_topic_options {
     enum shmd_choice attached; /* gone with its last participant */
     double idle_ttl_s;
     double stall_timeout_s;
+    enum shmd_choice fifo; /* wake sleepers through FIFOs, where descriptors cannot be passed */
 };
 
 struct shmd_topic_info {
@@ -96,6 +97,8 @@ struct shmd_topic_info {
     bool exclusive; /* one publisher */
     bool attached;  /* gone with its last participant */
     bool hostile;   /* participants may have different users */
+    bool fifo;      /* sleepers are woken through FIFOs, in `fifo_dir` */
+    char fifo_dir[256];
 };
 
 /* Make the topic exist. `infop` may be NULL. */

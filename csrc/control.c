@@ -264,11 +264,12 @@ static void give_up(struct shmd_client *client, uint64_t target) {
     memcpy(client->error_text, text, sizeof text);
 }
 
-/* A grant that says it has none is one that nobody could be woken by. */
+/* Both bells, or none where there are FIFOs instead; of a `resumed` only its seat knows which. */
 static bool brings_its_bells(const struct shmd_reply *reply) {
-    bool grants = reply->type == SHMD_REPLY_PUBLISHER || reply->type == SHMD_REPLY_SUBSCRIBER ||
-                  reply->type == SHMD_REPLY_RESUMED;
-    return !grants || reply->fds == SHMD_FDS_MAX;
+    if (reply->type == SHMD_REPLY_RESUMED)
+        return reply->fds == SHMD_FDS_MAX || reply->fds == 0;
+    bool grants = reply->type == SHMD_REPLY_PUBLISHER || reply->type == SHMD_REPLY_SUBSCRIBER;
+    return !grants || reply->fds == (reply->topic.fifo ? 0 : SHMD_FDS_MAX);
 }
 
 int shmd_control_ask(struct shmd_client *client, const struct shmd_request *r, enum shmd_reply_type want,

@@ -51,6 +51,8 @@ static const struct field topic_fields[] = {
     {"exclusive", BOOL, true, AT(shmd_topic_info, exclusive), 0, {NULL, NULL}},
     {"lifetime", WORD, false, AT(shmd_topic_info, attached), 0, {"attached", "os"}},
     OPTIONAL_FLAG(shmd_topic_info, hostile),
+    {"notifier", WORD, false, AT(shmd_topic_info, fifo), 0, {"fifo", "eventfd"}},
+    {"fifo_dir", NAME, false, AT(shmd_topic_info, fifo_dir), 0, {NULL, NULL}},
     {NULL, UINT, false, 0, 0, 0, {NULL, NULL}},
 };
 
@@ -329,6 +331,7 @@ void shmd_request_options(struct shmd_request *r, const struct shmd_topic_option
     count += (o->attached != SHMD_EITHER) + 0u;
     count += (o->idle_ttl_s != 0) + 0u;
     count += (o->stall_timeout_s != 0) + 0u;
+    count += (o->fifo != SHMD_EITHER) + 0u;
     shmd_pack_map(&r->packer, count);
     if (o->size_bytes != 0)
         shmd_request_uint(r, "size_bytes", o->size_bytes);
@@ -344,4 +347,6 @@ void shmd_request_options(struct shmd_request *r, const struct shmd_topic_option
         pack_double(r, "idle_ttl_s", o->idle_ttl_s);
     if (o->stall_timeout_s != 0)
         pack_double(r, "stall_timeout_s", o->stall_timeout_s);
+    if (o->fifo != SHMD_EITHER)
+        shmd_request_text(r, "notifier", o->fifo == SHMD_YES ? "fifo" : "eventfd");
 }

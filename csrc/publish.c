@@ -14,6 +14,7 @@
 
 #define LOCK_TURNS 4u /* a busy lock's owner needs nanoseconds, or the core: only then come pauses */
 #define LOCK_PAUSE_MS 1
+#define UNHEARD_NS 100000000ll /* so many wait for room that no FIFO is ours to be rung by */
 #define STALL_REPORT_NS 1000000000ll /* a publisher that has waited so long tells the daemon */
 
 struct shmd_publisher {
@@ -30,7 +31,7 @@ static int ask_to_publish(struct shmd_client *client, const char *topic,
     return shmd_control_ask(client, &r, SHMD_REPLY_PUBLISHER, deadline_ns, reply, fds);
 }
 
-/* Records keep our number, which nobody else gets: the topic is the same. */
+/* Records keep our number, which nobody else gets: the topic is the same. Only where a FIFO is called by it, it changes. */
 static int reopen_publisher(struct shmd_seat *seat, int64_t deadline_ns) {
     struct shmd_client *client = seat->client;
     struct shmd_request peek;
@@ -44,15 +45,18 @@ static int reopen_publisher(struct shmd_seat *seat, int64_t deadline_ns) {
         result = ask_to_publish(client, seat->info.name, NULL, deadline_ns, &reply, fds);
     if (result == 0)
         result = shmd_seat_keep_if_same(seat, &reply, fds);
-    if (result == 0)
-        shmd_seat_regrant(seat, &reply, fds);
+    if (result != 0)
+        return result;
+    shmd_seat_regrant(seat, &reply, fds);
+    if (seat->info.fifo)
+        ((struct shmd_publisher *)seat)->appender.publisher = reply.publisher;
     return result;
 }
 
 static int retake_publisher(struct shmd_seat *seat, bool resumed, int64_t deadline_ns) {
     struct shmd_publisher *p = (struct shmd_publisher *)seat;
     int result = resumed ? shmd_seat_resume(seat, deadline_ns) : reopen_publisher(seat, deadline_ns);
-    p->appender.bell_fd = seat->record_fd;
+    p->appender.bell.fd = seat->record_fd;
     return result;
 }
 
@@ -60,24 +64,20 @@ int shmd_open_publisher(struct shmd_client *client, const char *topic, const str
                         struct shmd_publisher **publisherp) {
     struct shmd_reply reply;
     int fds[SHMD_FDS_MAX];
-    struct shmd_publisher *p = *publisherp = NULL;
-    int result = ask_to_publish(client, topic, options, shmd_deadline_ns(SHMD_REQUEST_TIMEOUT_MS), &reply, fds);
-    if (result != 0)
-        return result;
-    p = calloc(1, sizeof *p);
-    if (p == NULL) {
-        close(fds[0]);
-        close(fds[1]);
-        shmd_control_close(client, reply.id);
+    *publisherp = NULL;
+    struct shmd_publisher *p = calloc(1, sizeof *p);
+    if (p == NULL)
         return shmd_fail(client, -ENOMEM, "out of memory");
-    }
-    result = shmd_seat_open(&p->seat, client, &reply, fds, true);
+    int result = ask_to_publish(client, topic, options, shmd_deadline_ns(SHMD_REQUEST_TIMEOUT_MS), &reply, fds);
+    if (result == 0)
+        result = shmd_seat_open(&p->seat, client, &reply, fds, true);
     if (result != 0) {
         free(p);
         return result;
     }
     p->seat.retake = retake_publisher;
-    shmd_appender_init(&p->appender, &p->seat.log, reply.publisher, p->seat.record_fd);
+    shmd_appender_init(&p->appender, &p->seat.log, reply.publisher,
+                       shmd_bell_of(&p->seat.log, p->seat.record_fd));
     *publisherp = p;
     return SHMD_OK;
 }
@@ -114,9 +114,12 @@ static int wait_for_room(struct shmd_publisher *p, int64_t deadline_ns, int64_t 
     }
     report_stall(p, report_ns);
     struct shmd_seat *seat = &p->seat;
-    if (seat->client->fd < 0 && shmd_free_dead(&seat->client->roster, &seat->log, seat->info.topic_id))
-        shmd_bell_write(seat->space_fd); /* for the others who wait */
-    return shmd_seat_sleep(&p->seat, deadline_ns < *report_ns ? deadline_ns : *report_ns);
+    int space_fd = seat->info.fifo ? seat->record_fd : seat->space_fd;
+    if (seat->client->fd < 0 && shmd_free_dead(&seat->client->roster, &seat->log, seat->info.topic_id)) /* others wait, too */
+        (void)shmd_bell_ring(&seat->log, shmd_bell_of(&seat->log, space_fd), SHMD_PUBLISHERS);
+    int64_t until_ns = deadline_ns < *report_ns ? deadline_ns : *report_ns;
+    int64_t look_ns = p->appender.unheard ? shmd_now_ns() + UNHEARD_NS : INT64_MAX;
+    return shmd_seat_sleep(seat, look_ns < until_ns ? look_ns : until_ns);
 }
 
 static int back_off(struct shmd_publisher *p, unsigned tries, int64_t *report_ns) {

@@ -9,6 +9,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -51,7 +52,8 @@ static int attach_both(struct shmd_seat *seat) {
     const struct shmd_topic_info *info = &seat->info;
     struct shmd_identity identity = {
         .capacity = info->size_bytes,
-        .flags = (info->waits ? SHMD_FLAG_WAIT : 0) | (info->exclusive ? SHMD_FLAG_EXCLUSIVE : 0),
+        .flags = (info->waits ? SHMD_FLAG_WAIT : 0) | (info->exclusive ? SHMD_FLAG_EXCLUSIVE : 0) |
+                 (info->fifo ? SHMD_FLAG_FIFO : 0),
     };
     size_t log_bytes = 0, ctl_bytes = 0;
     memcpy(identity.topic_id, info->topic_id, 16);
@@ -77,16 +79,50 @@ static int watch(struct shmd_seat *seat, int fd, uint32_t how) {
     return epoll_ctl(seat->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
 }
 
+/* An eventfd is never read, so only its edges count; a FIFO is emptied. */
+static int watch_bell(struct shmd_seat *seat) {
+    return watch(seat, listening_fd(seat), seat->info.fifo ? 0 : EPOLLET);
+}
+
+static void close_bells(const int *fds) {
+    close(fds[0]);
+    close(fds[1]);
+}
+
+/* On a topic with FIFOs: the directory in the place of the bell that we ring, our own in that of the one for us. */
+static int open_fifos(struct shmd_seat *seat, uint32_t number, int *fds) {
+    char name[SHMD_FIFO_NAME_BYTES];
+    int *listening = &fds[seat->publishes ? 1 : 0], *ringing = &fds[seat->publishes ? 0 : 1];
+    shmd_fifo_name(name, seat->publishes ? SHMD_PUBLISHERS : SHMD_READERS, number);
+    *ringing = open(seat->info.fifo_dir, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (*ringing < 0)
+        return shmd_fail(seat->client, -errno, "%s: %s", seat->info.fifo_dir, strerror(errno));
+    *listening = openat(*ringing, name, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY);
+    if (*listening < 0) {
+        int error = errno;
+        close(*ringing);
+        return shmd_fail(seat->client, -error, "%s/%s: %s", seat->info.fifo_dir, name, strerror(error));
+    }
+    return 0;
+}
+
+/* The bells of a grant: they came with it, or are found by their names. */
+static int take_bells(struct shmd_seat *seat, const struct shmd_reply *granted, int *fds) {
+    seat->fifo_number = seat->publishes ? granted->publisher : granted->slot;
+    return seat->info.fifo ? open_fifos(seat, seat->fifo_number, fds) : 0;
+}
+
 void shmd_seat_swap_bells(struct shmd_seat *seat, const int *fds) {
     int old_record = seat->record_fd, old_space = seat->space_fd;
     (void)epoll_ctl(seat->epoll_fd, EPOLL_CTL_DEL, listening_fd(seat), NULL);
     seat->record_fd = fds[0];
     seat->space_fd = fds[1];
-    (void)watch(seat, listening_fd(seat), EPOLLET);
+    (void)watch_bell(seat);
     (void)watch(seat, seat->client->fd, 0);
     close(old_record);
     close(old_space);
-    shmd_bell_write(ringing_fd(seat));
+    (void)shmd_bell_ring(&seat->log, shmd_bell_of(&seat->log, ringing_fd(seat)),
+                         seat->publishes ? SHMD_READERS : SHMD_PUBLISHERS);
 }
 
 void shmd_seat_regrant(struct shmd_seat *seat, const struct shmd_reply *granted, const int *fds) {
@@ -97,18 +133,23 @@ void shmd_seat_regrant(struct shmd_seat *seat, const struct shmd_reply *granted,
 
 /* --- a seat's life --- */
 
-int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, const int *fds,
+int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds,
                    bool publishes) {
     seat->client = client;
     seat->handle = granted->id;
     seat->publishes = publishes;
     seat->info = granted->topic;
+    int result = take_bells(seat, granted, fds);
+    if (result != 0) {
+        shmd_control_close(client, granted->id);
+        return result;
+    }
     seat->record_fd = fds[0];
     seat->space_fd = fds[1];
     seat->client_number = client->number;
     seat->doze_ns = DOZE_MIN_NS;
     seat->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    int result = seat->epoll_fd < 0 ? -errno : watch(seat, listening_fd(seat), EPOLLET);
+    result = seat->epoll_fd < 0 ? -errno : watch_bell(seat);
     if (result == 0)
         result = watch(seat, client->fd, 0);
     if (result != 0)
@@ -123,8 +164,7 @@ int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const str
     detach(seat);
     if (seat->epoll_fd >= 0)
         close(seat->epoll_fd);
-    close(fds[0]);
-    close(fds[1]);
+    close_bells(fds);
     shmd_control_close(client, granted->id);
     return result;
 }
@@ -161,13 +201,15 @@ void shmd_seats_untethered(struct shmd_client *client, uint64_t handle) {
             seat->untethered = true;
 }
 
-int shmd_seat_keep_if_same(struct shmd_seat *seat, const struct shmd_reply *granted, const int *fds) {
+int shmd_seat_keep_if_same(struct shmd_seat *seat, const struct shmd_reply *granted, int *fds) {
+    int result = -ENOENT;
     if (memcmp(granted->topic.topic_id, seat->info.topic_id, 16) == 0)
-        return 0;
-    close(fds[0]);
-    close(fds[1]);
-    shmd_control_close(seat->client, granted->id);
-    return -ENOENT;
+        result = take_bells(seat, granted, fds);
+    else if (granted->fds > 0)
+        close_bells(fds);
+    if (result != 0)
+        shmd_control_close(seat->client, granted->id);
+    return result;
 }
 
 /* --- sleep --- */
@@ -179,6 +221,13 @@ int64_t shmd_seat_doze_ns(const struct shmd_seat *seat) {
     return seat->info.hostile ? DOZE_MAX_NS : INT64_MAX;
 }
 
+/* Once: whoever writes faster than this reads wakes us again. */
+static void empty_fifo(int fd) {
+    char bytes[4096];
+    ssize_t size = read(fd, bytes, sizeof bytes);
+    (void)size;
+}
+
 /* Sees what rang, once; edge-triggered, it is forgotten by that. */
 static int wait_events(struct shmd_seat *seat, int timeout_ms) {
     struct epoll_event events[2];
@@ -188,6 +237,8 @@ static int wait_events(struct shmd_seat *seat, int timeout_ms) {
     for (int i = 0; i < count; i++)
         if (events[i].data.fd == seat->client->fd)
             shmd_control_dispatch(seat->client);
+        else if (seat->info.fifo)
+            empty_fifo(events[i].data.fd);
     return count;
 }
 
@@ -221,6 +272,13 @@ int shmd_seat_resume(struct shmd_seat *seat, int64_t deadline_ns) {
     shmd_control_begin(client, &r, "resume", 1);
     shmd_request_uint(&r, "handle", seat->handle);
     int result = shmd_control_ask(client, &r, SHMD_REPLY_RESUMED, deadline_ns, &reply, fds);
+    if (result == 0 && reply.fds != (seat->info.fifo ? 0 : SHMD_FDS_MAX)) {
+        if (reply.fds > 0)
+            close_bells(fds);
+        return shmd_fail(client, -EPROTO, "the daemon sent bells of another kind than topic %s has", seat->info.name);
+    }
+    if (result == 0 && seat->info.fifo)
+        result = open_fifos(seat, seat->fifo_number, fds);
     if (result == 0)
         shmd_seat_swap_bells(seat, fds);
     return result;

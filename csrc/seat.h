@@ -19,15 +19,16 @@ struct shmd_seat {
     struct shmd_topic_info info;
     struct shmd_log log;
     void *log_memory, *ctl_memory;
-    int record_fd, space_fd; /* the bells */
-    int epoll_fd;            /* watches, edge-triggered, the bell that is for us, and the daemon */
+    int record_fd, space_fd; /* the bells; on a topic with FIFOs our own, and the directory in which the others' are */
+    uint32_t fifo_number;    /* what our own is called by: the slot, or the publisher's number */
+    int epoll_fd;            /* watches the bell that is for us, and the daemon */
     int64_t doze_ns;         /* how long to sleep at most where bells may fail to come */
     /* Go on at a daemon that came back and has the grant (`resumed`) or needs another. -ENOENT: the topic is gone. */
     int (*retake)(struct shmd_seat *seat, bool resumed, int64_t deadline_ns);
 };
 
 /* Attach what `granted` names, and take its bells over; on failure they are closed, and nothing stays. */
-int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, const int *fds,
+int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds,
                    bool publishes);
 void shmd_seat_close(struct shmd_seat *seat);
 /* Go on with the same grant: ask for its bells, and use them. */
@@ -40,8 +41,9 @@ int shmd_seat_sleep(struct shmd_seat *seat, int64_t deadline_ns);
 void shmd_seat_look(struct shmd_seat *seat);
 /* How long a sleep may last in nanoseconds; INT64_MAX: for ever. */
 int64_t shmd_seat_doze_ns(const struct shmd_seat *seat);
-/* Give another grant back if it is of another topic, which has the name of ours by now: -ENOENT. */
-int shmd_seat_keep_if_same(struct shmd_seat *seat, const struct shmd_reply *granted, const int *fds);
+/* Have the bells of another grant in `fds`; or give it back if it is of another topic, which has the name of ours by now:
+ * -ENOENT. */
+int shmd_seat_keep_if_same(struct shmd_seat *seat, const struct shmd_reply *granted, int *fds);
 /* Another grant of the same topic is in use from now on. */
 void shmd_seat_regrant(struct shmd_seat *seat, const struct shmd_reply *granted, const int *fds);
 /* Hear the daemon, and come back to one that was away; cheap if that was done a moment ago. */

@@ -133,7 +133,8 @@ static int reopen_subscriber(struct shmd_subscriber *s, int64_t deadline_ns) {
         result = shmd_seat_keep_if_same(seat, &reply, fds);
     if (result != 0)
         return result;
-    result = shmd_reader_init(&fresh, &seat->log, reply.slot, reply.incarnation, s->tethered, fds[1]);
+    result = shmd_reader_init(&fresh, &seat->log, reply.slot, reply.incarnation, s->tethered,
+                              shmd_bell_of(&seat->log, fds[1]));
     if (result == 0)
         result = join_here(&fresh, s->reader.position, s->reader.next_seq, deadline_ns);
     if (result != 0) {
@@ -162,7 +163,7 @@ static int tether_again(struct shmd_subscriber *s, int64_t deadline_ns) {
 static int retake_subscriber(struct shmd_seat *seat, bool resumed, int64_t deadline_ns) {
     struct shmd_subscriber *s = (struct shmd_subscriber *)seat;
     int result = resumed ? shmd_seat_resume(seat, deadline_ns) : reopen_subscriber(s, deadline_ns);
-    s->reader.space_fd = seat->space_fd;
+    s->reader.bell.fd = seat->space_fd;
     return result == 0 && resumed ? tether_again(s, deadline_ns) : result;
 }
 
@@ -171,7 +172,7 @@ static int join_new(struct shmd_subscriber *s, const struct shmd_reply *granted,
     int64_t deadline_ns = shmd_deadline_ns(SHMD_REQUEST_TIMEOUT_MS);
     struct shmd_seat *seat = &s->seat;
     int result = shmd_reader_init(&s->reader, &seat->log, granted->slot, granted->incarnation, s->tethered,
-                                  seat->space_fd);
+                                  shmd_bell_of(&seat->log, seat->space_fd));
     if (result == 0)
         result = join_first(s, granted->from_start, options, deadline_ns);
     if (result != 0)

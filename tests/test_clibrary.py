@@ -465,3 +465,56 @@ def test_c_program_keeps_the_roster_for_the_daemon_that_comes_next(c_programs: C
         c.ask("publish value", "0")
         assert c.ask("next timeout -1") == "0 1 lost 0 value"
         assert not restarts.daemon.log.count("made") > 1, "it was adopted"
+
+
+class TestFifos:
+    """Topics that wake their sleepers through FIFOs."""
+
+    async def test_c_and_python_wake_each_other_through_fifos(
+        self, drive: Callable[[], Program], shmd_client: shmd.Client
+    ) -> None:
+        c = drive()
+        before = c.ask("descriptors")
+        async with shmd_client.publisher("jobs", codec="raw", notifier="fifo") as publisher:
+            c.ask("subscriber jobs", "0")
+            for n in range(1, 4):
+                c.say("next timeout -1")
+                await publisher.publish(b"value")
+                assert await asyncio.to_thread(c.line) == f"0 {n} lost 0 value"
+            c.ask("publisher jobs fifo", "0")
+            async with shmd_client.subscribe("jobs", codec="raw") as subscription:
+                waiting = asyncio.create_task(subscription.get())
+                await asyncio.sleep(0)
+                c.ask("publish back", "0")
+                assert (await waiting).value == b"back"
+            c.ask("close-publisher")
+            c.ask("close-subscriber")
+            assert c.ask("descriptors") == before
+
+    async def test_full_c_publisher_is_woken_through_its_fifo(
+        self, drive: Callable[[], Program], shmd_client: shmd.Client
+    ) -> None:
+        await shmd_client.topic("jobs", size=4096, when_full="wait", notifier="fifo")
+        async with shmd_client.subscribe("jobs", codec="raw") as subscription:
+            c = drive()
+            c.ask("publisher jobs", "0")
+            while c.ask("publish " + "x" * 500).startswith("0"):
+                pass
+            waiting = asyncio.create_task(asyncio.to_thread(c.ask, "publish " + "y" * 500 + " timeout -1"))
+            while (await subscription.get()).value != b"y" * 500:
+                pass
+            assert (await waiting).startswith("0")
+
+    async def test_c_programs_open_their_fifos_again_after_a_restart(
+        self, c_programs: CPrograms, restarts: Restarts
+    ) -> None:
+        with c_programs.drive(restarts.socket_path) as writer, c_programs.drive(restarts.socket_path) as reader:
+            writer.ask("publisher jobs wait size 4096 fifo", "0")
+            reader.ask("subscriber jobs", "0")
+            await restarts.restart()
+            for program in (writer, reader):
+                program.ask("resume", "0")
+            for n in range(1, 4):
+                reader.say("next timeout -1")
+                writer.ask(f"publish back{n}", "0")
+                assert reader.line() == f"0 {n} lost 0 back{n}"

@@ -52,6 +52,7 @@ static void open_publisher(char **words) {
         .when_full = has(words, "wait") ? SHMD_WAIT : SHMD_WHEN_FULL_ANY,
         .exclusive = has(words, "exclusive") ? SHMD_YES : SHMD_EITHER,
         .attached = has(words, "attached") ? SHMD_YES : SHMD_EITHER,
+        .fifo = has(words, "fifo") ? SHMD_YES : SHMD_EITHER,
         .mode = (unsigned)number(words, "mode", 0),
     };
     answer(shmd_open_publisher(client, words[1], &options, &publisher));
