@@ -23,7 +23,7 @@ setup(
         Extension(
             "shmd._core",
             sources=[f"csrc/{name}.c" for name in SOURCES],
-            depends=["csrc/shmd.h", "csrc/layout.h", "csrc/atomics.h", "csrc/failpoint.h"],
+            depends=["csrc/shmd.h", "csrc/api.h", "csrc/layout.h", "csrc/atomics.h", "csrc/failpoint.h"],
             define_macros=[
                 ("Py_LIMITED_API", "0x030B0000"),
                 *([("SHMD_FAILPOINTS", "1")] if os.environ.get("SHMD_TEST_BUILD") else []),

@@ -11,19 +11,18 @@
 #ifndef SHMD_H
 #define SHMD_H
 
+#ifdef __cplusplus
+#error "shmd.h is for C, since shared memory is described in C11 atomics; a C++ program includes client.h"
+#endif
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "api.h"
 #include "layout.h"
 
-enum shmd_result {
-    SHMD_OK = 0,
-    SHMD_FULL = 1,   /* no room on a `wait` topic */
-    SHMD_BUSY = 2,   /* another publisher is in the critical section */
-    SHMD_EMPTY = 3,  /* nothing new */
-    SHMD_AGAIN = 4,  /* overtaken, or the step budget is used up: call again, after giving others a turn */
-};
+SHMD_API_BEGIN
 
 /* --- lock.c: the lock word ------------------------------------------------------------------------------------------ */
 
@@ -62,16 +61,6 @@ struct shmd_identity {
 struct shmd_stat {
     uint64_t head, tail, first_seq, last_seq, last_time_ns, published, published_bytes, takeovers;
     uint32_t lock_owner_tid;
-};
-
-/* A record outside shared memory: in a private copy, checked. */
-struct shmd_view {
-    const uint8_t *payload;
-    uint32_t length;
-    uint32_t publisher;
-    uint64_t seq;
-    uint64_t time_ns;
-    uint64_t lost; /* records missed right before this one */
 };
 
 uint64_t shmd_payload_max(uint64_t capacity);
@@ -144,11 +133,6 @@ void shmd_bell_check(const struct shmd_log *log, struct shmd_bell bell, enum shm
 void shmd_fifo_name(char name[SHMD_FIFO_NAME_BYTES], enum shmd_sleepers who, uint32_t number);
 
 /* --- append.c: publishing -------------------------------------------------------------------------------------------- */
-
-struct shmd_bytes {
-    const uint8_t *data;
-    size_t size;
-};
 
 struct shmd_appender {
     const struct shmd_log *log;
@@ -245,5 +229,7 @@ int shmd_cell_load(const struct shmd_cell *cell, void *value, uint64_t *versionp
 uint64_t shmd_cell_version(const struct shmd_cell *cell);
 /* The thread that is storing right now, or that died without the kernel's notice while it was; 0: none. */
 uint32_t shmd_cell_writer(const struct shmd_cell *cell);
+
+SHMD_API_END
 
 #endif

@@ -19,6 +19,7 @@ import pytest
 import uvloop
 
 from tests.notifiers import SOAK, notifier, pairwise
+from tests.c_programs import CPrograms
 from tests.shell import Shell
 
 if TYPE_CHECKING:
@@ -127,3 +128,9 @@ def user_environment(shmd_daemon: DaemonProcess, tmp_path: Path) -> dict[str, st
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "SHMD_SOCKET": shmd_daemon.socket_path,
     }
+
+
+@pytest.fixture(scope="session")
+def c_programs(tmp_path_factory: pytest.TempPathFactory) -> CPrograms:
+    """The C library with its examples, compiled with sanitizers."""
+    return CPrograms.make(tmp_path_factory.mktemp("c"))
