@@ -18,8 +18,8 @@ import hypothesis
 import pytest
 import uvloop
 
-from tests.notifiers import SOAK, notifier, pairwise
 from tests.c_programs import CPrograms
+from tests.notifiers import SOAK, notifier, pairwise
 from tests.shell import Shell
 
 if TYPE_CHECKING:
