@@ -27,7 +27,7 @@
 #define PARTICIPANTS_AT 0xfb000u
 #define PARTICIPANTS 16384u
 #define ROW_BYTES 192u
-#define ROSTER_BYTES 4177920u
+#define ROSTER_BYTES 4702208u
 #define IDENTITY_BYTES 32u /* magic, version, header_bytes, instance_id: the same in both segments */
 #define STATE_MASK 0xffu
 #define STATE_LIVE 1u

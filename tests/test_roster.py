@@ -487,3 +487,22 @@ class TestLayout:
         for start in (layout.TOPICS_AT, layout.PARTICIPANTS_AT, layout.INTENTS_AT, layout.SEGMENTS_AT):
             assert re.search(rf"\| {start:#x} \|", text)
         assert f"{layout.ROSTER_BYTES} bytes" in text
+
+    def test_c_client_knows_the_places_that_it_looks_at(self) -> None:
+        source = (Path(__file__).parent.parent / "csrc" / "bystander.c").read_text()
+        defined = {name: int(value, 0) for name, value in re.findall(r"^#define (\w+) (\w+?)u\b", source, re.M)}
+        header = layout.HEADER.table
+        assert defined == {
+            "PID_NAMESPACE_AT": header["pid_namespace"][0],
+            "TIME_NAMESPACE_AT": header["time_namespace"][0],
+            "LASTING_AT": header["lasting"][0],
+            "PARTICIPANTS_HIGH_AT": header["participants_high"][0],
+            "PARTICIPANTS_AT": layout.PARTICIPANTS_AT,
+            "PARTICIPANTS": limits.PARTICIPANTS_MAX,
+            "ROW_BYTES": layout.PARTICIPANT.size_bytes,
+            "ROSTER_BYTES": layout.ROSTER_BYTES,
+            "IDENTITY_BYTES": header["topic_rows"][0],
+            "STATE_MASK": (1 << layout.STATE_BITS) - 1,
+            "STATE_LIVE": layout.LIVE,
+            "KIND_PUBLISHER": 1,
+        }

@@ -121,7 +121,7 @@ def test_topic_over_the_byte_budget_is_told_the_largest_that_fits() -> None:
         daemon.close()
     assert isinstance(error, shmd.LimitExceeded)
     assert f"of the limit of {5 * MIB} are free" in error.message
-    assert error.hint == "at most 4 MiB fit; remove some topics, or serve with a higher --max-bytes"
+    assert error.hint == "at most 4 MiB fit; remove some topics or segments, or serve with a higher --max-bytes"
 
 
 @contextlib.contextmanager
