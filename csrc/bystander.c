@@ -20,6 +20,10 @@
 #include "bystander.h"
 
 /* docs/memory-layout.md: the roster. */
+#define MAGIC "SHMDROS1"
+#define MAJOR 2u
+#define VERSION_AT 8u
+#define INSTANCE_AT 16u
 #define PID_NAMESPACE_AT 64u
 #define TIME_NAMESPACE_AT 72u
 #define LASTING_AT 96u
@@ -27,7 +31,6 @@
 #define PARTICIPANTS_AT 0xfb000u
 #define PARTICIPANTS 16384u
 #define ROW_BYTES 192u
-#define ROSTER_BYTES 4702208u
 #define IDENTITY_BYTES 32u /* magic, version, header_bytes, instance_id: the same in both segments */
 #define STATE_MASK 0xffu
 #define STATE_LIVE 1u
@@ -43,6 +46,12 @@ _Static_assert(offsetof(struct row, pid) == 68 && offsetof(struct row, start_tim
 
 static uint64_t word_at(const uint8_t *roster, size_t offset) {
     return load_relaxed((const shmd_a64 *)(const void *)(roster + offset));
+}
+
+bool shmd_is_roster(const uint8_t *memory, const uint8_t instance_id[16]) {
+    uint32_t version;
+    memcpy(&version, memory + VERSION_AT, sizeof version);
+    return memcmp(memory, MAGIC, 8) == 0 && version >> 16 == MAJOR && memcmp(memory + INSTANCE_AT, instance_id, 16) == 0;
 }
 
 /* A copy of the row, whole; false if it is free, or changes under our eyes. */
@@ -76,7 +85,7 @@ static bool find_lasting(const struct shmd_roster *roster, const uint8_t topic_i
     const uint8_t *lasting = shmat((int)id, NULL, SHM_RDONLY);
     if (lasting == (void *)-1)
         return false;
-    bool found = shmctl((int)id, IPC_STAT, &stat) == 0 && stat.shm_segsz == ROSTER_BYTES &&
+    bool found = shmctl((int)id, IPC_STAT, &stat) == 0 && stat.shm_segsz == SHMD_ROSTER_BYTES &&
                  stat.shm_perm.cuid == roster->creator &&
                  memcmp(lasting, roster->memory, IDENTITY_BYTES) == 0 &&
                  find_row(lasting, topic_id, slot, incarnation, row);

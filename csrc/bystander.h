@@ -12,6 +12,10 @@ struct shmd_roster {
     uid_t creator; /* whose word we take: the kernel tells it */
 };
 
+#define SHMD_ROSTER_BYTES 4702208u /* docs/memory-layout.md */
+
+/* Whether these SHMD_ROSTER_BYTES bytes say that they are a roster of this instance, of a layout that is known here. */
+bool shmd_is_roster(const uint8_t *memory, const uint8_t instance_id[16]);
 /* Take the tether of the topic's slowest subscriber, if the roster says which process that
  * is, and that process is proven dead. Whether it was so. */
 bool shmd_free_dead(const struct shmd_roster *roster, const struct shmd_log *log, const uint8_t topic_id[16]);

@@ -25,11 +25,6 @@
 #define CONNECT_RETRY_MS 10    /* nothing tells when a full backlog has room again */
 #define PACKETS_PER_DISPATCH 64u
 
-/* Of the roster's header; docs/memory-layout.md. */
-#define ROSTER_MAGIC "SHMDROS1"
-#define ROSTER_BYTES 4177920u
-#define ROSTER_INSTANCE_AT 16u
-
 int64_t shmd_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -361,10 +356,8 @@ static void hold_roster(struct shmd_client *client, const struct shmd_reply *wel
     shmd_control_forget_roster(client);
     if (roster == (void *)-1)
         return;
-    bool is_roster = shmctl((int)welcome->roster_id, IPC_STAT, &stat) == 0 && stat.shm_segsz == ROSTER_BYTES &&
-                     memcmp(roster, ROSTER_MAGIC, 8) == 0 &&
-                     memcmp(roster + ROSTER_INSTANCE_AT, welcome->instance_id, 16) == 0;
-    if (is_roster)
+    if (shmctl((int)welcome->roster_id, IPC_STAT, &stat) == 0 && stat.shm_segsz == SHMD_ROSTER_BYTES &&
+        shmd_is_roster(roster, welcome->instance_id))
         client->roster = (struct shmd_roster){roster, stat.shm_perm.cuid};
     else
         (void)shmdt(roster);

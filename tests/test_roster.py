@@ -489,7 +489,8 @@ class TestLayout:
         assert f"{layout.ROSTER_BYTES} bytes" in text
 
     def test_c_client_knows_the_places_that_it_looks_at(self) -> None:
-        source = (Path(__file__).parent.parent / "csrc" / "bystander.c").read_text()
+        csrc = Path(__file__).parent.parent / "csrc"
+        source = "".join((csrc / f"bystander.{kind}").read_text() for kind in ("h", "c"))
         defined = {name: int(value, 0) for name, value in re.findall(r"^#define (\w+) (\w+?)u\b", source, re.M)}
         header = layout.HEADER.table
         assert defined == {
@@ -500,7 +501,10 @@ class TestLayout:
             "PARTICIPANTS_AT": layout.PARTICIPANTS_AT,
             "PARTICIPANTS": limits.PARTICIPANTS_MAX,
             "ROW_BYTES": layout.PARTICIPANT.size_bytes,
-            "ROSTER_BYTES": layout.ROSTER_BYTES,
+            "SHMD_ROSTER_BYTES": layout.ROSTER_BYTES,
+            "MAJOR": layout.VERSION_MAJOR,
+            "VERSION_AT": header["version"][0],
+            "INSTANCE_AT": header["instance_id"][0],
             "IDENTITY_BYTES": header["topic_rows"][0],
             "STATE_MASK": (1 << layout.STATE_BITS) - 1,
             "STATE_LIVE": layout.LIVE,
