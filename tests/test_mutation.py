@@ -148,6 +148,7 @@ class Arena:
             assert word.startswith("refused: "), f"{word}: {daemon.errors()}"
             assert await daemon.ended() == REFUSED
             self.refusals.append(word)
+            self._tell(word)
             return False
         self._tell(name)
         self._client = await shmd.connect(self._socket, name="mutator")
