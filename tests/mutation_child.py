@@ -40,7 +40,7 @@ SIZE = 4096
 TOPICS: dict[str, dict[str, Any]] = {
     "m.wait": {"size": SIZE, "when_full": "wait"},
     "m.old": {"size": SIZE},
-    "m.solo": {"size": SIZE, "when_full": "wait", "exclusive": True},
+    "m.solo": {"size": SIZE, "when_full": "wait", "exclusive": True, "notifier": "fifo"},
 }
 SAFE = "safe"
 """The bystander's topic, which nobody writes into."""
