@@ -171,6 +171,7 @@ class Arena:
             await child.end()
             child.check()
         self._crew.clear()
+
     async def rounds(self, count: int, *, daemon: bool = True) -> None:
         for _ in range(count):
             for number in range(ROUND // BURST):
