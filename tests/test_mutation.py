@@ -78,8 +78,9 @@ class Child:
             async with asyncio.timeout(WATCHDOG_S):
                 return (await self.process.stdout.readline()).decode().strip()
         except TimeoutError:
-            self.process.send_signal(signal.SIGUSR1)  # so that it says where it hangs
-            await asyncio.sleep(1)
+            for how in (signal.SIGUSR1, signal.SIGUSR2):  # so that it says where it hangs, and then each of its tasks
+                self.process.send_signal(how)
+                await asyncio.sleep(1)
             pytest.fail(f"{self.name} hangs: {self.errors()}")
 
     async def ask(self, order: str) -> str:
