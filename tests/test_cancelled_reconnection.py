@@ -65,6 +65,10 @@ class Scene:
             self.feed = await self.client.publisher("pipe", size=SMALL, when_full="wait", require_subscribers=True)
             self._extra = [self.feed]
             fill(self.feed)
+        elif "egment" in verb:
+            with contextlib.suppress(shmd.SegmentError):  # an earlier removal was cancelled in time
+                await self.client.remove_segment("s")
+            self.segment = self.to_close = await self.client.segment("s", size=100)
         else:
             return
         self._extra.append(self.to_close)
@@ -96,9 +100,7 @@ class Scene:
         assert len(os.listdir("/proc/self/fd")) == self._descriptors
         assert len(self.client._hub.all_seats()) == 2
         assert self.client._hub.tasks == set()
-        self.received += [
-            record.value for record in await self.subscription.get_many(limits.GET_MANY_MAX, timeout=0)
-        ]
+        self.received += [record.value for record in await self.subscription.get_many(limits.GET_MANY_MAX, timeout=0)]
         assert self.received == self.sent
         await self.client.topic("spare")
 
@@ -160,6 +162,20 @@ async def publish_to_somebody(scene: Scene) -> None:
         await scene.feed.publish("to nobody")
 
 
+async def open_segment(scene: Scene) -> None:
+    await (await scene.client.segment("s")).close()
+
+
+async def wait(scene: Scene) -> None:
+    scene.segment.notify()
+    await scene.segment.wait()
+
+
+async def acquire(scene: Scene) -> None:
+    async with scene.segment.lock():
+        await asyncio.sleep(0)
+
+
 VERBS: dict[str, Callable[[Scene], Awaitable[Any]]] = {
     "Client.topic": lambda scene: scene.client.topic("t"),
     "Client.stat": lambda scene: scene.client.stat("t"),
@@ -175,12 +191,18 @@ VERBS: dict[str, Callable[[Scene], Awaitable[Any]]] = {
     "Subscription.get": get,
     "Subscription.get_many": get_many,
     "Subscription.close": lambda scene: scene.to_close.close(),
+    "Client.segment": open_segment,
+    "Segment.wait": wait,
+    "Segment.set": lambda scene: scene.segment.set(mode=0o600),
+    "Segment.remove": lambda scene: scene.segment.remove(),
+    "Segment.close": lambda scene: scene.segment.close(),
+    "SegmentLock.acquire": acquire,
     "EventStream.__anext__": lambda scene: anext(scene.events),
     "until closed": read_until_closed,
     "require subscribers": publish_to_somebody,
 }
-ELSEWHERE = {"Client.close", "Client.stop_daemon"}
-"""They have a test of their own below."""
+ELSEWHERE = {"Client.close", "Client.stop_daemon", "Segment.sync"}
+"""The first two have tests of their own below; the last asks no daemon."""
 
 
 def test_every_coroutine_is_cancelled_here_too() -> None:
