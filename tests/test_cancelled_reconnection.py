@@ -42,6 +42,7 @@ class Scene:
         self.received: list[Any] = []
         self._beside: list[asyncio.Future[Any]] = []
         self._extra: list[Any] = []
+        self.to_close: Any = None
 
     async def open(self) -> None:
         self.publisher = await self.client.publisher("t", size=SMALL, when_full="wait")

@@ -69,8 +69,8 @@ def stat(topic: str, as_json: bool, socket_path: str | None, instance: str | Non
     if found.publishers:
         rows = table(">PUBLISHER", ">PID", ">UID", "STATE", "NAME")
         for publisher in found.publishers:
-            cells = (publisher.publisher, publisher.pid, publisher.uid, _state(publisher))
-            rows.add_row(*map(str, cells), Text(publisher.name))
+            who = (publisher.publisher, publisher.pid, publisher.uid, _state(publisher))
+            rows.add_row(*map(str, who), Text(publisher.name))
         print_table(rows)
     if found.subscribers:
         rows = table(">SUBSCRIBER", ">PID", ">UID", "HOLDS BACK", ">BEHIND", ">LOST", "STATE", "NAME")

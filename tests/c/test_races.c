@@ -134,7 +134,7 @@ static void reader_that_skips_does_not_run_after_the_tail_for_ever(void) {
     struct shmd_view view;
     uint64_t from = 0;
     topic_open(&topic, 4096, SHMD_FLAG_WAIT | SHMD_FLAG_EXCLUSIVE, 4);
-    shmd_appender_init(&publisher, &topic.log, 3, -1);
+    shmd_appender_init(&publisher, &topic.log, 3, shmd_bell_of(&topic.log, -1));
     reader_open(&reader, &topic, 0, 1, true);
     CHECK(shmd_seek_scan(&reader, SHMD_SEEK_SEQ, 1000, 1, &from) == SHMD_OK && shmd_join(&reader) == SHMD_OK);
     expected = 0;
