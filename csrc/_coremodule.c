@@ -1071,21 +1071,15 @@ static PyObject *Cursor_read(PyObject *op, PyObject *args) {
     long count = 0;
     if (self == NULL || !PyArg_ParseTuple(args, "O!K:read", Feed_Type, &feed, &bytes_max))
         return NULL;
-    int result = SHMD_EMPTY;
-    uint64_t before, tail = load_relaxed(&self->log->log.header->tail);
-    do { /* a stretch may hold nothing but padding or records to be skipped; what comes meanwhile is for the next call */
-        before = self->reader.position;
-        result = shmd_read_begin(&self->reader, (size_t)bytes_max);
-        if (result != SHMD_OK)
-            break;
-        while ((result = shmd_read_next(&self->reader, &view)) == SHMD_OK) {
-            if (feed_push((Feed *)feed, record_new(&view, self->log->name, self->decode, self->explain)) != 0)
-                return NULL;
-            count++;
-        }
+    int result = shmd_read_first(&self->reader, (size_t)bytes_max, &view);
+    bool begun = result == SHMD_OK;
+    for (; result == SHMD_OK; result = shmd_read_next(&self->reader, &view)) {
+        if (feed_push((Feed *)feed, record_new(&view, self->log->name, self->decode, self->explain)) != 0)
+            return NULL;
+        count++;
+    }
+    if (begun)
         shmd_read_end(&self->reader);
-    } while (result == SHMD_EMPTY && count == 0 && self->reader.position != before &&
-             tail - self->reader.position - 1 < self->log->log.capacity);
     if (result < 0 && count == 0) /* else what came before is handed out first; the next read finds the damage again */
         return raise_result(result, self->log, 0);
     return PyLong_FromLong(count);

@@ -14,6 +14,7 @@
     X(append_committed)        \
     X(append_unlocked)         \
     X(append_rung)             \
+    X(seek_checked)            \
     X(read_copied)             \
     X(read_cursor_stored)      \
     X(read_rung)               \

@@ -97,6 +97,7 @@ static int look_at(const struct shmd_log *log, uint64_t position, uint64_t tail,
     *bytesp = shmd_stored_bytes(log, position, tail, &length);
     bool data = *bytesp != 0 && length != UINT64_MAX;
     if (data) {
+        SHMD_FAILPOINT(seek_checked);
         shmd_copy_out(log, recordp, position, sizeof *recordp);
         recordp->length = (uint32_t)length; /* the one that was checked */
     }
@@ -353,6 +354,22 @@ int shmd_read_next(struct shmd_reader *r, struct shmd_view *viewp) {
         return SHMD_OK;
     }
     return SHMD_EMPTY;
+}
+
+int shmd_read_first(struct shmd_reader *r, size_t bytes_max, struct shmd_view *viewp) {
+    uint64_t before, tail = load_relaxed(&r->log->header->tail);
+    int result;
+    do { /* a stretch may hold nothing but padding or records to be skipped */
+        before = r->position;
+        result = shmd_read_begin(r, bytes_max);
+        if (result != SHMD_OK)
+            return result;
+        result = shmd_read_next(r, viewp);
+        if (result == SHMD_OK)
+            return result;
+        shmd_read_end(r);
+    } while (result == SHMD_EMPTY && r->position != before && tail - r->position - 1 < r->log->capacity);
+    return result;
 }
 
 /* The cursor store. SYNC: pairs with shmd_slowest_cursor: who sees it may overwrite what we copied before */

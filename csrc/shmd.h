@@ -202,6 +202,9 @@ int shmd_join(struct shmd_reader *r);
 int shmd_read_begin(struct shmd_reader *r, size_t bytes_max);
 int shmd_read_next(struct shmd_reader *r, struct shmd_view *viewp);
 void shmd_read_end(struct shmd_reader *r);
+/* begin and next, until there is a first record; then go on with next, and end. SHMD_EMPTY, and nothing begun, once it has
+ * come to the tail that it found: records to be skipped that come meanwhile are for the next call. */
+int shmd_read_first(struct shmd_reader *r, size_t bytes_max, struct shmd_view *viewp);
 bool shmd_available(const struct shmd_reader *r);
 /* About to sleep: SHMD_OK sleep; SHMD_AGAIN something came meanwhile. */
 int shmd_reader_arm(struct shmd_reader *r);

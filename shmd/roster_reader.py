@@ -185,7 +185,8 @@ def check(held: segment.Segment) -> None:
     if major != layout.VERSION_MAJOR:
         raise VersionMismatch(
             f"the roster (segment {held.id}) has layout version {major}, this is shmd for {layout.VERSION_MAJOR}",
-            "end it with the version that made it (shmd stop, shmd purge), or reboot",
+            "end it with the version that made it (shmd stop, shmd purge); or, if it is but damaged, end the processes"
+            f" that use it, and ipcrm -m {held.id}",
         )
     if held.size_bytes != layout.ROSTER_BYTES:
         raise ConfigError(f"segment {held.id} of {held.size_bytes} bytes is no roster, which has {layout.ROSTER_BYTES}")

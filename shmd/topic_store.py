@@ -24,9 +24,11 @@ import os
 import secrets
 import time
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from shmd import _core, failpoint, fifo, limits, memory, policy, segment, sysv, topic_bells
+import msgspec
+
+from shmd import _core, failpoint, fifo, limits, liveness, memory, policy, segment, sysv, topic_bells
 from shmd.attachment import identity_of
 from shmd.errors import (
     CorruptTopic,
@@ -36,7 +38,7 @@ from shmd.errors import (
     SegmentInvalid,
     SegmentLimit,
 )
-from shmd.protocol import SubscriberStat, TopicInfo, TopicStat
+from shmd.protocol import PublisherStat, SubscriberStat, TopicInfo, TopicStat
 from shmd.shortage import Wish
 
 if TYPE_CHECKING:
@@ -45,12 +47,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shmd.policy import TopicSettings
-    from shmd.protocol import PublisherStat
     from shmd.registry import SlotHolder
     from shmd.roster_writer import Intent
     from shmd.topic_bells import TopicBells
 
 logger = logging.getLogger(__name__)
+_Participant = TypeVar("_Participant", PublisherStat, SubscriberStat)
 
 CTL_BYTES: Final = _core.ctl_size_bytes(limits.SUBSCRIBERS_PER_TOPIC_MAX)
 OVERHEAD_BYTES: Final = _core.HEADER_BYTES + CTL_BYTES
@@ -108,12 +110,14 @@ class StoredTopic:
         """The counters and the participants, those that lag most first, as many as fit. ``CorruptTopic``."""
         subscribers = sorted(map(self._subscriber_stat, holders), key=lambda subscriber: -subscriber.lag_bytes)
         shown = limits.PAGE_ENTRIES_MAX
+        counters = self.log.stat()
         return TopicStat(
             topic=self.info,
-            publishers=tuple(publishers[:shown]),
-            subscribers=tuple(subscribers[:shown]),
+            publishers=tuple(map(_mark_stopped, publishers[:shown])),
+            subscribers=tuple(map(_mark_stopped, subscribers[:shown])),
             more_participants=max(0, len(publishers) - shown) + max(0, len(subscribers) - shown),
-            **self.log.stat(),
+            lock_owner_stopped=liveness.is_stopped(counters["lock_owner_tid"]),
+            **counters,
         )
 
     def _subscriber_stat(self, holder: SlotHolder) -> SubscriberStat:
@@ -137,6 +141,10 @@ class StoredTopic:
                 failpoint.reach("log-removed")
             held.close()
         self.bells.close(remove=remove)
+
+
+def _mark_stopped(who: _Participant) -> _Participant:
+    return msgspec.structs.replace(who, stopped=True) if liveness.is_stopped(who.pid) else who
 
 
 def create(

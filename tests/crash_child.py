@@ -43,6 +43,7 @@ def main(failpoint: str, action: str, skip: int, log_id: int, ctl_id: int, topic
             cursor = _core.Cursor(
                 log, slot=SLOT, incarnation=incarnation, tethered=True, space_fd=bell, decode=bytes, explain=None
             )
+            cursor.seek_seq(1, 1)
             while not (cursor.seek_new() and cursor.join()):
                 pass
             cursor.arm()

@@ -7,7 +7,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 
 T = TypeVar("T")
 
@@ -52,12 +52,15 @@ class Interrupted:
         raise AssertionError
 
 
-async def interruptions(make: Callable[[], Awaitable[T]]) -> AsyncIterator[tuple[str, T | None]]:
-    """Run ``make()`` again and again, cancelled at its first suspension, at its second, and so on to its last.
+async def interruptions(
+    make: Callable[[], Awaitable[T]], hows: Iterable[How] = get_args(How)
+) -> AsyncIterator[tuple[str, T | None]]:
+    """Run ``make()`` again and again, cancelled at its first suspension, at its second, and so on to its last; in each
+    of the ways in which that can happen, or in those of ``hows``.
 
     Gives ("cancelled", None) or ("done", result) after each run; one that swallows its cancellation is done.
     """
-    for how in get_args(How):
+    for how in hows:
         for step in itertools.count(1):
             interrupted = Interrupted(make(), step, how)
 

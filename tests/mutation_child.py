@@ -40,7 +40,7 @@ SIZE = 4096
 TOPICS: dict[str, dict[str, Any]] = {
     "m.wait": {"size": SIZE, "when_full": "wait"},
     "m.old": {"size": SIZE},
-    "m.solo": {"size": SIZE, "when_full": "wait", "exclusive": True},
+    "m.solo": {"size": SIZE, "when_full": "wait", "exclusive": True, "notifier": "fifo"},
 }
 SAFE = "safe"
 """The bystander's topic, which nobody writes into."""
@@ -258,10 +258,17 @@ def _must_not_fail(task: asyncio.Task[None]) -> None:
         give_up(task.exception(), task)
 
 
+def _tell_tasks() -> None:
+    """For one that hangs: what each task waits for."""
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+
+
 async def take_part(role: str, socket_path: str, seed: int) -> int:
     import shmd
 
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR2, _tell_tasks)
     orders = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     async with shmd.connect(socket_path, name=role) as client:

@@ -54,18 +54,17 @@ class Mutator:
         self._targets: list[Callable[[], None]] = []
         self.count = 0
 
-    def aim(self, topics: Iterable[TopicInfo], roster_id: int | None) -> None:
+    def aim(self, topics: Iterable[TopicInfo] = (), roster_ids: Iterable[int] = ()) -> None:
         """At these from now on. One that is gone already is left out."""
-        topics = list(topics)
-        wanted = {shmid for info in topics for shmid in (info.log_id, info.ctl_id)} | {roster_id} - {None}
+        topics, roster_ids = list(topics), list(roster_ids)
+        wanted = {shmid for info in topics for shmid in (info.log_id, info.ctl_id)}.union(roster_ids)
         for shmid in self._held.keys() - wanted:
             self._held.pop(shmid).close()
         self._targets = []
         for info in topics:
             if self._attach(info.log_id) and self._attach(info.ctl_id):
                 self._targets += [self._log(info.log_id)] * 3 + [self._words(info.ctl_id, _CTL_WORDS)]
-        if roster_id is not None and self._attach(roster_id):
-            self._targets.append(self._words(roster_id, _ROSTER_WORDS))
+        self._targets += [self._words(shmid, _ROSTER_WORDS) for shmid in roster_ids if self._attach(shmid)]
 
     def mutate(self) -> None:
         """One mutation, somewhere. Counts only if there is anything to damage."""

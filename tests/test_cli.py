@@ -37,6 +37,12 @@ def read_line(process: subprocess.Popen[bytes]) -> Any:
     return json.loads(process.stdout.readline())
 
 
+def write_line(process: subprocess.Popen[bytes], value: object) -> None:
+    assert process.stdin is not None
+    process.stdin.write(json_lines([value]))
+    process.stdin.flush()
+
+
 def end(process: subprocess.Popen[bytes], number: int) -> tuple[int, bytes]:
     """Send a signal: the exit status, and what was written to standard error."""
     process.send_signal(number)
@@ -292,6 +298,23 @@ class TestTopics:
         text = shell.run("stat", "t")
         assert "1 to 2" in text
         assert str(sub.pid) in text
+
+    def test_stat_names_the_stopped_process_that_holds_publishers_back(self, shell: Shell) -> None:
+        pub = shell.start("pub", "t", "--when-full", "wait", "--size", "4KiB", "--wait-subscribers", "1")
+        sub = shell.start("sub", "t")
+        write_line(pub, 1)
+        read_line(sub)
+        running = json.loads(shell.run("stat", "t", "--json"))
+        assert [who["stopped"] for who in (*running["publishers"], *running["subscribers"])] == [False, False]
+        assert "stopped" not in shell.run("stat", "t")
+        sub.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, sub.pid, os.WSTOPPED | os.WNOWAIT)
+        write_line(pub, 2)
+        while (found := json.loads(shell.run("stat", "t", "--json")))["last_seq"] < 2:
+            pass
+        assert [who["stopped"] for who in (*found["publishers"], *found["subscribers"])] == [False, True]
+        (row,) = [line.split() for line in shell.run("stat", "t").splitlines() if "stopped" in line]
+        assert (row[1], row[3]) == (str(sub.pid), "yes")
 
     def test_stat_of_no_topic_fails(self, shell: Shell) -> None:
         assert "'t'" in shell.run("stat", "t", status=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -198,3 +199,27 @@ async def test_lock_of_a_dead_thread_is_freed_for_publishers_of_the_daemons_pid_
                 word = int.from_bytes(log.buf[lock_at : lock_at + 4], "little")
             assert word & 0x4000_0000, "FUTEX_OWNER_DIED: the next publisher takes it over"
             log.buf[lock_at : lock_at + 4] = bytes(4)
+
+
+async def test_stat_tells_that_the_owner_of_the_lock_is_stopped(daemon: Daemon) -> None:
+    owner = await asyncio.create_subprocess_exec("sleep", "infinity")
+    try:
+        async with await RawPeer.to(daemon) as feed:
+            granted = await feed.ask(PublisherGranted, OpenPublisher(id=feed.new_id(), topic="t"))
+            lock_at = _core.layout()["log"]["lock"][0]
+
+            async def owner_is_stopped() -> bool:
+                stat = (await feed.ask(StatReply, StatTopic(id=feed.new_id(), topic="t"))).stat
+                assert stat.lock_owner_tid == owner.pid
+                return stat.lock_owner_stopped
+
+            with segment.attach(granted.topic.log_id, readonly=False) as log:
+                log.buf[lock_at : lock_at + 4] = owner.pid.to_bytes(4, "little")
+                assert not await owner_is_stopped()
+                owner.send_signal(signal.SIGSTOP)
+                await asyncio.to_thread(os.waitid, os.P_PID, owner.pid, os.WSTOPPED | os.WNOWAIT)
+                assert await owner_is_stopped()
+                log.buf[lock_at : lock_at + 4] = bytes(4)
+    finally:
+        owner.kill()
+        await owner.wait()

@@ -14,7 +14,7 @@ import sysv_ipc
 from shmd import _core, liveness, roster, roster_layout, segment, sysv
 from shmd.config import DaemonConfig
 from shmd.daemon import Daemon
-from shmd.errors import ConfigError
+from shmd.errors import ConfigError, VersionMismatch
 from shmd.protocol import (
     Declare,
     Done,
@@ -66,13 +66,13 @@ class Wreck:
         }[table]
         offset, size = fields.table[field]
         topic_id = (topic or self.hurt).topic_id
-        with segment.attach(self._roster_id(), readonly=False) as held:
+        with segment.attach(self.roster_id(), readonly=False) as held:
             for start in range(at, at + count * fields.size_bytes, fields.size_bytes):
                 if table == "header" or topic_id in bytes(held.buf[start : start + fields.size_bytes]):
                     raw = value.to_bytes(8, "little")[:size] if isinstance(value, int) else value.ljust(size, b"\0")
                     held.buf[start + offset : start + offset + size] = raw
 
-    def _roster_id(self) -> int:
+    def roster_id(self) -> int:
         keys = roster.candidate_keys(self.config.instance_id())
         return next(found.id for found in sysv.list_segments() if found.key in keys)
 
@@ -225,6 +225,15 @@ async def test_daemon_refuses_a_header_that_has_lost_count(wreck: Wreck, field: 
     wreck.damage("header", field, value)
     with pytest.raises(ConfigError, match=r"damaged.*ipcrm"):
         await topics_of_next_daemon(wreck)
+
+
+async def test_daemon_refuses_a_header_of_another_version_until_it_is_removed(wreck: Wreck) -> None:
+    wreck.damage("header", "version", MAX32)
+    with pytest.raises(VersionMismatch) as refusal:
+        await topics_of_next_daemon(wreck)
+    assert f"ipcrm -m {wreck.roster_id()}" in str(refusal.value)
+    segment.remove(wreck.roster_id())
+    assert await topics_of_next_daemon(wreck) == set()
 
 
 @pytest.mark.parametrize("field", ["magic", "instance_id"])

@@ -13,13 +13,14 @@ import os
 import secrets
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 import pytest
 import sysv_ipc
 
 import shmd
-from shmd import _core, segment, sysv, topic_store
+from shmd import _core, roster, segment, sysv, topic_store
 from shmd.config import DaemonConfig
 from tests.core_builds import ROOT, SANITIZED, sanitized_environment
 from tests.mutation_child import REFUSED, SIZE
@@ -77,8 +78,9 @@ class Child:
             async with asyncio.timeout(WATCHDOG_S):
                 return (await self.process.stdout.readline()).decode().strip()
         except TimeoutError:
-            self.process.send_signal(signal.SIGUSR1)  # so that it says where it hangs
-            await asyncio.sleep(1)
+            for how in (signal.SIGUSR1, signal.SIGUSR2):  # so that it says where it hangs, and then each of its tasks
+                self.process.send_signal(how)
+                await asyncio.sleep(1)
             pytest.fail(f"{self.name} hangs: {self.errors()}")
 
     async def ask(self, order: str) -> str:
@@ -127,11 +129,14 @@ class Arena:
         self._directory = directory
         self._seed = seed
         self._instance = f"mutation-{secrets.token_hex(6)}"
-        self._socket = str(DaemonConfig(runtime_dir=directory, instance=self._instance).socket_path)
+        config = DaemonConfig(runtime_dir=directory, instance=self._instance)
+        self._socket = str(config.socket_path)
+        self._roster_keys = set(roster.candidate_keys(config.instance_id()))
         self._crew: list[Child] = []
         self._daemons: list[Child] = []
         self._client: shmd.Client | None = None
         self._errors_allowed = True
+        self._began = time.monotonic()
         self.errors: dict[str, int] = {}
 
     async def start_daemon(self) -> bool:
@@ -144,11 +149,14 @@ class Arena:
             assert word.startswith("refused: "), f"{word}: {daemon.errors()}"
             assert await daemon.ended() == REFUSED
             self.refusals.append(word)
+            self._tell(word)
             return False
+        self._tell(name)
         self._client = await shmd.connect(self._socket, name="mutator")
         self._errors_allowed = True
         for child in self._crew:
             await child.ask(f"meet {daemon.process.pid}")
+        self._tell("met")
         return True
 
     async def start_crew(self) -> None:
@@ -158,19 +166,37 @@ class Arena:
         for child in self._crew:
             assert await child.line() == "ready", child.errors()
 
+    async def end_crew(self) -> None:
+        """A roster that is marked removed, and so damaged that no daemon starts, goes with those who use it."""
+        for child in self._crew:
+            await child.end()
+            child.check()
+        self._crew.clear()
+
     async def rounds(self, count: int, *, daemon: bool = True) -> None:
         for _ in range(count):
             for number in range(ROUND // BURST):
                 await self._burst(self._crew[number % len(self._crew)], daemon=daemon)
+            self._tell("round")
             await self._check(daemon=daemon)
+            self._tell("check")
+
+    def _tell(self, what: str) -> None:
+        """When what was over: of a run that fails, whether it hung or was slow."""
+        print(f"{time.monotonic() - self._began:7.2f} s {self.mutator.count:8d} {what}")  # noqa: T201 - shown on failure
 
     async def _burst(self, child: Child, *, daemon: bool) -> None:
         if daemon:
             assert self._client is not None
-            self.mutator.aim(await self._client.topics("m.>"), self._client._hub.link.welcome.roster_id)
+            self.mutator.aim(await self._client.topics("m.>"), self._roster_ids(self._client))
         for _ in range(BURST):
             self.mutator.mutate()
         assert await child.ask("ping") == "pong"
+
+    def _roster_ids(self, client: shmd.Client) -> list[int]:
+        """Both segments. The lasting one by its key: what the other says of it may be damage, and name anything."""
+        lasting = [found.id for found in sysv.list_segments() if found.key in self._roster_keys and not found.removed]
+        return [client._hub.link.welcome.roster_id, *lasting]
 
     async def _check(self, *, daemon: bool) -> None:
         """Everybody lives, can be cancelled, and has said nothing wrong; the bystander is as well as ever."""
@@ -205,7 +231,7 @@ class Arena:
 
     def sweep(self) -> None:
         """Remove all that its daemons left: they may no longer know."""
-        self.mutator.aim((), None)
+        self.mutator.aim()
         pids = {daemon.process.pid for daemon in self._daemons}
         for found in sysv.list_segments():
             if found.creator_pid in pids and not found.removed:
@@ -260,6 +286,9 @@ async def test_participants_survive_whatever_stands_in_shared_memory(
         arena.sweep()
         if arena.mutator.count >= wanted:
             break
-        assert await arena.start_daemon()
+        if not await arena.start_daemon():
+            await arena.end_crew()
+            assert await arena.start_daemon()
+            await arena.start_crew()
     print(f"{arena.mutator.count} mutations, {arena.errors} errors, {len(arena.refusals)} refusals")  # noqa: T201
     assert all(count for name, count in arena.errors.items() if not name.startswith("looker")), arena.errors

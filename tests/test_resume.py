@@ -15,7 +15,6 @@ from shmd import _core, fifo, limits, notifier, segment
 from shmd import roster_layout as layout
 from shmd.notifier import EventfdBells
 from tests.conftest import SOAK
-from tests.interrupt import interruptions
 from tests.loop_turns import turns, until
 from tests.restarts import Restarts
 
@@ -463,61 +462,3 @@ async def test_client_can_be_closed_while_the_daemon_is_away(restarts: Restarts)
             await waiting
         with pytest.raises(shmd.ClosedError):
             await publisher.publish(1)
-
-
-# --- cancellation -----------------------------------------------------------------------------------------------------
-
-VERBS = (
-    *("topic", "stat", "topics", "latest", "publisher", "subscribe", "publish", "get", "wait_for_subscribers"),
-    "event",
-)
-
-
-@pytest.mark.parametrize("verb", VERBS)
-async def test_coroutine_cancelled_during_a_reconnection_leaves_nothing(restarts: Restarts, verb: str) -> None:
-    async with shmd.connect(restarts.socket_path) as client:
-        publisher = await client.publisher("t", size=SMALL, when_full="wait")
-        subscription = await client.subscribe("t")
-        await client.latest("t")
-        client._hub.looks.close()
-        before = descriptors()
-        received: list[Any] = []
-        sent: list[int] = []
-
-        async def run() -> None:
-            events = client.events()
-            client._hub.link.session.close()
-            await asyncio.sleep(0)
-            if verb == "publisher":
-                await (await client.publisher("t")).close()
-            elif verb == "subscribe":
-                await (await client.subscribe("*")).close()
-            elif verb == "publish":
-                sent.append(await publisher.publish(0))
-            elif verb == "get":
-                await publisher.publish(0)
-                sent.append(0)
-                received.append((await subscription.get()).value)
-            elif verb == "wait_for_subscribers":
-                await publisher.wait_for_subscribers(1)
-            elif verb == "event":
-                await anext(events)
-            else:
-                await getattr(client, verb)(*(() if verb == "topics" else ("t",)))
-
-        async def settled() -> bool:
-            stat = await client.stat("t")
-            return stat is not None and (len(stat.publishers), len(stat.subscribers)) == (1, 1)
-
-        cancelled = 0
-        async for outcome, _ in interruptions(run):
-            cancelled += outcome == "cancelled"
-            await until(lambda: client.state == "connected")
-            await until(settled)
-            await until(lambda: client._hub.link.session._pending == {})
-            client._hub.looks.close()
-            assert descriptors() == before
-            assert len(client._hub.all_seats()) == 2
-            received += await drain(subscription)
-            assert len(received) == len(sent)
-        assert cancelled >= 2

@@ -454,6 +454,9 @@ class TestFinding:
             with pytest.raises(VersionMismatch):
                 open_roster("test", INSTANCE_ID)
         again.close(remove=True)
+        anew = open_roster("test", INSTANCE_ID)  # those who used it have ended
+        assert anew.take_over() == 1
+        anew.close(remove=True)
 
     def test_segment_that_is_none_is_refused(self) -> None:
         with segment.create(4096) as other:

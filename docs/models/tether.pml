@@ -40,7 +40,9 @@
 #define NR 1
 #endif
 #define NP 2            /* publishers */
-#define TRIES 2         /* after which a joiner gives up */
+#ifndef TRIES           /* after which a joiner gives up */
+#define TRIES 2
+#endif
 #define NONE 255
 
 byte head = 0, tail = CAPACITY, claim = 0;      /* in the log */

@@ -18,7 +18,7 @@ from shmd.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from shmd import SegmentInfo, SegmentStat, TopicInfo, TopicStat
+    from shmd import PublisherStat, SegmentInfo, SegmentStat, SubscriberStat, TopicInfo, TopicStat
 
 
 @click.command()
@@ -67,14 +67,16 @@ def stat(topic: str, as_json: bool, socket_path: str | None, instance: str | Non
         return
     click.echo(_stat_summary(found))
     if found.publishers:
-        rows = table(">PUBLISHER", ">PID", ">UID", "NAME")
+        rows = table(">PUBLISHER", ">PID", ">UID", "STATE", "NAME")
         for publisher in found.publishers:
-            rows.add_row(str(publisher.publisher), str(publisher.pid), str(publisher.uid), Text(publisher.name))
+            who = (publisher.publisher, publisher.pid, publisher.uid, _state(publisher))
+            rows.add_row(*map(str, who), Text(publisher.name))
         print_table(rows)
     if found.subscribers:
-        rows = table(">SUBSCRIBER", ">PID", ">UID", "HOLDS BACK", ">BEHIND", ">LOST", "NAME")
+        rows = table(">SUBSCRIBER", ">PID", ">UID", "HOLDS BACK", ">BEHIND", ">LOST", "STATE", "NAME")
         for sub in found.subscribers:
-            cells = (sub.slot, sub.pid, sub.uid, "yes" if sub.tethered else "no", format_size(sub.lag_bytes), sub.lost)
+            holds_back, behind = "yes" if sub.tethered else "no", format_size(sub.lag_bytes)
+            cells = (sub.slot, sub.pid, sub.uid, holds_back, behind, sub.lost, _state(sub))
             rows.add_row(*map(str, cells), Text(sub.name))
         print_table(rows)
     if found.more_participants:
@@ -119,6 +121,10 @@ def _stat_fields(stat: TopicStat) -> dict[str, Any]:
     }
 
 
+def _state(who: PublisherStat | SubscriberStat) -> str:
+    return "stopped" if who.stopped else "-"
+
+
 def _stat_summary(stat: TopicStat) -> str:
     topic = stat.topic
     rows: dict[str, object] = {
@@ -134,7 +140,7 @@ def _stat_summary(stat: TopicStat) -> str:
         "last record": _time(stat.last_time_ns) if stat.published else "-",
     }
     if stat.lock_owner_tid:
-        rows["locked by"] = f"thread {stat.lock_owner_tid}"
+        rows["locked by"] = f"thread {stat.lock_owner_tid}" + (" (stopped)" if stat.lock_owner_stopped else "")
     if stat.takeovers:
         rows["lock taken over"] = f"{stat.takeovers} times from publishers that died"
     return "\n".join(f"{name:<16}{value}" for name, value in rows.items())

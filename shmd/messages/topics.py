@@ -77,6 +77,8 @@ class SubscriberStat(msgspec.Struct, frozen=True, kw_only=True):
     tethered: bool
     lag_bytes: int
     lost: int
+    stopped: bool = False
+    """Its process is stopped, by a signal or a debugger, as the daemon sees it; so too the next two."""
 
 
 class PublisherStat(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +86,7 @@ class PublisherStat(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     uid: int
     publisher: int
+    stopped: bool = False
 
 
 class TopicStat(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +106,7 @@ class TopicStat(msgspec.Struct, frozen=True, kw_only=True):
     subscribers: tuple[SubscriberStat, ...]
     more_participants: int = 0
     """Participants left out because the message would have become too long."""
+    lock_owner_stopped: bool = False
 
 
 class Declare(Message, frozen=True, kw_only=True, tag="declare"):

@@ -405,6 +405,30 @@ static void damaged_newest_record_is_an_error_not_a_wait(void) {
     topic_close(&t);
 }
 
+/* Padding ends with the ring and is shorter than the longest record: anything longer is no publisher's. */
+static void padding_longer_than_any_record_is_damage(void) {
+    for (uint64_t length = 1024 - 8; length <= 4096; length += 8) {
+        struct topic t;
+        struct shmd_reader r;
+        struct shmd_view view;
+        uint64_t position = 4096 - length, stored;
+        topic_open(&t, 4096, SHMD_FLAG_WAIT, 4);
+        reader_open(&r, &t, 0, 1, true);
+        store_relaxed(&t.log.header->head, position);
+        store_relaxed(&t.log.header->tail, 4096);
+        store_relaxed((shmd_a64 *)(void *)(t.log.ring + position), (uint64_t)SHMD_KIND_PADDING << 32 | length);
+        bool good = length < 4096 / 4;
+        CHECK(shmd_stored_bytes(&t.log, position, 4096, &stored) == (good ? length : 0));
+        CHECK(shmd_seek_all(&r) == (good ? SHMD_OK : -EUCLEAN));
+        shmd_seek_position(&r, position, 1);
+        CHECK(shmd_read_begin(&r, 65536) == SHMD_OK);
+        CHECK(shmd_read_next(&r, &view) == (good ? SHMD_EMPTY : -EUCLEAN));
+        shmd_read_end(&r);
+        shmd_reader_free(&r);
+        topic_close(&t);
+    }
+}
+
 static void another_identity_is_refused(void) {
     struct topic t;
     struct shmd_log log;
@@ -442,6 +466,7 @@ int main(void) {
     subscriber_counts_from_its_join_to_its_leave_or_its_burial();
     reservation_becomes_a_record();
     damaged_newest_record_is_an_error_not_a_wait();
+    padding_longer_than_any_record_is_damage();
     another_identity_is_refused();
     puts("test_log: ok");
     return 0;

@@ -9,15 +9,14 @@
 #include "check.h"
 #include "failpoint.h"
 
-static void (*at_claim)(void);
+static void (*acts[SHMD_FP_COUNT])(void); /* each once, unless it sets itself again */
 static jmp_buf death;
 
 void shmd_failpoint_pass(enum shmd_failpoint point) {
-    void (*act)(void) = at_claim;
-    if (point != SHMD_FP_append_claimed || act == NULL)
-        return;
-    at_claim = NULL;
-    act();
+    void (*act)(void) = acts[point];
+    acts[point] = NULL;
+    if (act != NULL)
+        act();
 }
 
 static struct topic topic;
@@ -72,9 +71,9 @@ static void end(void) {
 
 static void new_tether_that_reads_beside_a_claim_loses_nothing(void) {
     begin();
-    at_claim = read_one;
+    acts[SHMD_FP_append_claimed] = read_one;
     CHECK(put(&publisher) == SHMD_OK); /* it saw the new tether, which had moved on by then */
-    CHECK(at_claim == NULL);
+    CHECK(acts[SHMD_FP_append_claimed] == NULL);
     read_all();
     end();
 }
@@ -84,8 +83,8 @@ static void nothing_at_all(void) {}
 static void publisher_takes_its_claim_back_for_a_new_tether(void) {
     begin();
     uint64_t head = load_relaxed(&topic.log.header->head);
-    at_claim = nothing_at_all;
-    CHECK(put(&publisher) == SHMD_FULL && at_claim == NULL);
+    acts[SHMD_FP_append_claimed] = nothing_at_all;
+    CHECK(put(&publisher) == SHMD_FULL && acts[SHMD_FP_append_claimed] == NULL);
     CHECK(load_relaxed(&topic.log.header->head) == head && load_relaxed(&topic.log.header->claim) == head);
     read_all();
     CHECK(put(&publisher) == SHMD_OK);
@@ -94,7 +93,7 @@ static void publisher_takes_its_claim_back_for_a_new_tether(void) {
 
 static void new_tether_survives_a_publisher_that_died_with_its_claim(void) {
     begin();
-    at_claim = die;
+    acts[SHMD_FP_append_claimed] = die;
     if (setjmp(death) == 0) {
         (void)put(&publisher);
         CHECK(!"the publisher dies");
@@ -108,10 +107,50 @@ static void new_tether_survives_a_publisher_that_died_with_its_claim(void) {
     end();
 }
 
+/* The length of the record at head becomes what no record can have. */
+static void grow_oldest(void) {
+    uint64_t offset = load_relaxed(&topic.log.header->head) & topic.log.mask;
+    shmd_a64 *first = (shmd_a64 *)(void *)(topic.log.ring + offset);
+    store_relaxed(first, (load_relaxed(first) & ~(uint64_t)0xffffffffu) | 0xffffff00u);
+}
+
+static void seek_goes_by_the_length_that_it_checked(void) {
+    uint64_t from = 0;
+    begin();
+    acts[SHMD_FP_seek_checked] = grow_oldest;
+    CHECK(shmd_seek_scan(&reader, SHMD_SEEK_SEQ, expected + 1, 1, &from) == SHMD_AGAIN);
+    CHECK(from == load_relaxed(&topic.log.header->head) + shmd_record_bytes(100));
+    CHECK(shmd_seek_scan(&reader, SHMD_SEEK_SEQ, expected + 1, 1, &from) == SHMD_OK && reader.next_seq == expected + 1);
+    end();
+}
+
+static void publish_another(void) {
+    if (++expected < 100)
+        acts[SHMD_FP_read_rung] = publish_another;
+    CHECK(put(&publisher) == SHMD_OK);
+}
+
+static void reader_that_skips_does_not_run_after_the_tail_for_ever(void) {
+    struct shmd_view view;
+    uint64_t from = 0;
+    topic_open(&topic, 4096, SHMD_FLAG_WAIT | SHMD_FLAG_EXCLUSIVE, 4);
+    shmd_appender_init(&publisher, &topic.log, 3, shmd_bell_of(&topic.log, -1));
+    reader_open(&reader, &topic, 0, 1, true);
+    CHECK(shmd_seek_scan(&reader, SHMD_SEEK_SEQ, 1000, 1, &from) == SHMD_OK && shmd_join(&reader) == SHMD_OK);
+    expected = 0;
+    publish_another();
+    CHECK(shmd_read_first(&reader, 8, &view) == SHMD_EMPTY && expected == 2); /* one came while it read, and waits */
+    CHECK(shmd_reader_arm(&reader) == SHMD_AGAIN);
+    acts[SHMD_FP_read_rung] = NULL;
+    end();
+}
+
 int main(void) {
     new_tether_that_reads_beside_a_claim_loses_nothing();
     publisher_takes_its_claim_back_for_a_new_tether();
     new_tether_survives_a_publisher_that_died_with_its_claim();
+    seek_goes_by_the_length_that_it_checked();
+    reader_that_skips_does_not_run_after_the_tail_for_ever();
     puts("test_races: ok");
     return 0;
 }
