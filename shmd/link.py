@@ -254,6 +254,11 @@ class Link:
                     refused = str(error)
                     logger.error("the daemon is back, but refuses us: %s", refused)
                 continue
+            except Exception as error:  # a defect; it must not end the attempts, nor fill the log
+                if repr(error) != refused:
+                    refused = repr(error)
+                    logger.exception("the daemon is back, but we cannot resume")
+                continue
             if self.session.connected:
                 self._ready.set()
                 self._owner.link_restored(resumed=resumed)
@@ -274,7 +279,8 @@ class Link:
 
     async def _close_orphans(self) -> None:
         for handle in list(self._orphans):
-            await self.session.close_handle(handle)
+            async with asyncio.timeout(self.request_timeout_s):  # a daemon that is stuck is left for another attempt
+                await self.session.close_handle(handle)
             self._orphans.discard(handle)
 
     async def _shake_hands(self, timeout_s: float, *, resume: int) -> tuple[Session, protocol.Welcome]:

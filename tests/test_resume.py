@@ -462,3 +462,25 @@ async def test_client_can_be_closed_while_the_daemon_is_away(restarts: Restarts)
             await waiting
         with pytest.raises(shmd.ClosedError):
             await publisher.publish(1)
+
+
+async def test_defect_in_a_resume_is_logged_once_and_does_not_end_the_attempts(
+    restarts: Restarts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shmd.connect(restarts.socket_path) as client, client.publisher("t") as publisher:
+        link_found, tries = client._hub.link_found, 0
+
+        async def defective(*arguments: Any) -> None:
+            nonlocal tries
+            tries += 1
+            if tries <= 2:
+                raise ValueError("what nobody thought of")
+            await link_found(*arguments)
+
+        monkeypatch.setattr(client._hub, "link_found", defective)
+        await restarts.restart(client)
+        assert tries == 3
+        assert caplog.text.count("but we cannot resume") == 1
+        async with client.subscribe("t") as subscription:
+            await publisher.publish("after")
+            assert (await subscription.get()).value == "after"
