@@ -47,7 +47,8 @@ class ClientSegments:
         ``size`` is in bytes or like ``"64KiB"``, and needed where it is created; one that exists may be larger.
         ``create=False`` opens only what exists, ``exclusive=True`` only what did not (as ``IPC_CREAT | IPC_EXCL``).
         ``mode`` are its permission bits: by default 0600 where its creator is the daemon's own user, else 0660 with the
-        creator's group. It gets the System V ``key``, or the one that ``ftok(path, id)`` makes in C, or a random one.
+        creator's group. It gets the System V ``key`` (as ipcs prints it, or C's negative one), or the one that
+        ``ftok(path, id)`` makes in C of an id from 1 to 255, or a random one.
         ``adopt=True`` takes over the segment that has this key though shmd did not make it; for its owner, its creator
         and root. ``readonly=True`` needs the read bit only. ``lifetime="attached"`` gives it no key and lets it go with
         the last one who has it open; ``"os"`` (the default) keeps it until it is removed.

@@ -21,7 +21,7 @@
     │   ├── TopicMismatch         exists with other options; names both values
     │   ├── TopicBusy             exclusive, and somebody else publishes
     │   ├── SegmentMismatch       a raw segment exists with other options; names both values
-    │   ├── PermissionDenied
+    │   ├── PermissionDenied      also a PermissionError
     │   ├── LimitExceeded         a quota or limit, with its name and value
     │   ├── VersionMismatch       the other side speaks another major version
     │   └── NamespaceMismatch     another IPC or PID namespace
@@ -36,13 +36,15 @@
     ├── DecodeError               a record's payload is not what the codec expects
     ├── ConfigError               the configuration file or environment
     └── SegmentError (OSError)    System V said no; ``errno`` is set
-        ├── SegmentExists         EEXIST
-        ├── SegmentNotFound       ENOENT
+        ├── SegmentExists         EEXIST; also a FileExistsError
+        ├── SegmentNotFound       ENOENT; also a FileNotFoundError
         ├── SegmentRemoved        EIDRM
-        ├── SegmentAccessDenied   EACCES, EPERM
+        ├── SegmentAccessDenied   EACCES, EPERM; also a PermissionError
         ├── SegmentInvalid        EINVAL
         ├── SegmentLimit          ENOSPC
         └── SegmentNoMemory       ENOMEM
+
+``except PermissionError`` catches both ways of being kept out: the daemon's rules and the kernel's.
 
 Every error has a one-sentence message and, where there is something to do about it, a ``hint``. ``str()`` shows both.
 Those that cross the control socket have a ``code``; ``ShmdError.from_wire`` makes the class again on the other side.
@@ -165,8 +167,14 @@ class SegmentMismatch(RequestRefused):
     code = "segment-mismatch"
 
 
-class PermissionDenied(RequestRefused):
+class PermissionDenied(RequestRefused, PermissionError):
+    """The daemon's own rules keep this user out, as the kernel's do in ``SegmentAccessDenied``; ``errno`` is EACCES."""
+
     code = "permission-denied"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.errno = _errno.EACCES
 
 
 class LimitExceeded(RequestRefused):
@@ -252,12 +260,12 @@ class SegmentError(ShmdError, OSError):
         return _BY_ERRNO.get(errno, SegmentError)(message, hint, errno)
 
 
-class SegmentExists(SegmentError):
+class SegmentExists(SegmentError, FileExistsError):
     code = "segment-exists"
     default_errno = _errno.EEXIST
 
 
-class SegmentNotFound(SegmentError):
+class SegmentNotFound(SegmentError, FileNotFoundError):
     code = "segment-not-found"
     default_errno = _errno.ENOENT
 
@@ -267,7 +275,7 @@ class SegmentRemoved(SegmentError):
     default_errno = _errno.EIDRM
 
 
-class SegmentAccessDenied(SegmentError):
+class SegmentAccessDenied(SegmentError, PermissionError):
     code = "segment-access-denied"
     default_errno = _errno.EACCES
 

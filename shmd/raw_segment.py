@@ -62,7 +62,9 @@ class Segment:
 
     @property
     def key(self) -> int:
-        """The key by which C programs find it (``shmget``); 0 if it has none (lifetime `attached`)."""
+        """The key by which C programs find it (``shmget``), unsigned, as ipcs prints it; 0 if it has none
+        (lifetime `attached`).
+        """
         return self._seat.info.key
 
     @property

@@ -34,7 +34,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from shmd import _core, failpoint, limits, liveness, segment, sysv
+from shmd import _core, failpoint, keys, limits, liveness, segment, sysv
 from shmd import roster_layout as layout
 from shmd.errors import ConfigError, SegmentError, SegmentExists, SegmentInvalid, SegmentRemoved
 from shmd.roster_layout import LASTING, TRANSIENT, Header
@@ -69,7 +69,7 @@ def candidate_keys(instance_id: bytes) -> list[int]:
         hashlib.blake2b(instance_id + bytes([index]), digest_size=4).digest()
         for index in range(limits.ROSTER_CANDIDATES)
     )
-    return [int.from_bytes(digest, "little") & segment.KEY_MAX or 1 for digest in digests]
+    return [int.from_bytes(digest, "little") & keys.CHOSEN_KEY_MAX or 1 for digest in digests]
 
 
 class Roster:
@@ -367,15 +367,15 @@ def _make_lasting(transient: Header) -> RosterWriter:
 
 
 def _create(instance: str, instance_id: bytes) -> segment.Segment:
-    keys = candidate_keys(instance_id)
-    for key in keys:
+    candidates = candidate_keys(instance_id)
+    for key in candidates:
         try:
             return segment.create(layout.ROSTER_BYTES, mode=_MODE, key=key)
         except SegmentExists:
             continue
     raise ConfigError(
-        f"other programs hold all {len(keys)} keys that the roster of instance {instance!r} may have",
-        f"remove one of these segments, or choose another --instance: {', '.join(map(hex, keys))}",
+        f"other programs hold all {len(candidates)} keys that the roster of instance {instance!r} may have",
+        f"remove one of these segments, or choose another --instance: {', '.join(map(hex, candidates))}",
     )
 
 

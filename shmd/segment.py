@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import sys
 import threading
 import warnings
@@ -32,9 +31,19 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import sysv_ipc
 
-from shmd import _core, limits
+from shmd import _core, keys, limits
 from shmd.errors import ClosedError, SegmentExists
-from shmd.sysv import ID_MAX, SegmentStat, SystemLimits, check_range, list_segments, refusal, stat, system_limits
+from shmd.sysv import (
+    ID_MAX,
+    SegmentStat,
+    SystemLimits,
+    check_range,
+    list_segments,
+    random_key,
+    refusal,
+    stat,
+    system_limits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +51,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = [
-    "KEY_MAX",
     "Segment",
     "SegmentStat",
     "SystemLimits",
@@ -58,8 +66,6 @@ __all__ = [
 
 Place: TypeAlias = tuple[object, int, bool]
 """Where an attachment is of: (IPC namespace, id, read-only)."""
-KEY_MAX: Final = 2**31 - 1
-"""A key is a C int; 0 is IPC_PRIVATE, and what sysv_ipc would make of more is another segment's key."""
 _SIZE_MAX: Final = 2**63 - 1
 _UID_MAX: Final = 2**32 - 2
 _ATTACH_ATTEMPTS: Final = 3
@@ -189,11 +195,11 @@ def create(size_bytes: int, *, mode: int = 0o600, key: int | None = None) -> Seg
     check_range("size", size_bytes, 1, _SIZE_MAX)
     check_range("mode", mode, 0, 0o777)
     if key is not None:
-        check_range("key", key, 1, KEY_MAX)
+        check_range("key", key, 1, keys.KEY_MAX)
         return _create(size_bytes, mode, key)
     for _ in range(limits.KEY_ATTEMPTS_MAX):
         try:
-            return _create(size_bytes, mode, secrets.randbelow(KEY_MAX) + 1)
+            return _create(size_bytes, mode, random_key())
         except SegmentExists:
             continue
     raise SegmentExists(
@@ -258,7 +264,7 @@ def remove(shmid: int) -> None:
 def _create(size_bytes: int, mode: int, key: int) -> Segment:
     doing = f"create a segment of {size_bytes} bytes"
     try:
-        first = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREX, mode=0o400, size=size_bytes)
+        first = sysv_ipc.SharedMemory(keys.to_c(key), sysv_ipc.IPC_CREX, mode=0o400, size=size_bytes)
     except sysv_ipc.ExistentialError as error:
         raise refusal(errno.EEXIST, f"{doing} with key {key:#x}") from error
     except (sysv_ipc.Error, ValueError, MemoryError, OSError) as error:

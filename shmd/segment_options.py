@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, TypeAlias, get_args
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
-from shmd import protocol, units
+from shmd import keys, protocol, units
 from shmd.errors import InvalidOption
 from shmd.protocol import Backing, Lifetime, Sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-KEY_MAX: Final = 2**31 - 1
 FtokId: TypeAlias = int | str
 
 
@@ -37,12 +36,14 @@ def make_segment_options(
         raise InvalidOption("a segment has one key", "give key= or ftok=, not both")
     if ftok is not None:
         key = make_key(*ftok)
-    if key is not None and not (type(key) is int and 1 <= key <= KEY_MAX):
-        raise InvalidOption(f"a segment's key cannot be {key!r}", f"an integer from 1 to {KEY_MAX}, or none at all")
+    if key is not None and not keys.is_key(key):
+        raise InvalidOption(
+            f"a segment's key cannot be {key!r}", f"an integer from 1 to {keys.KEY_MAX:#x}, or C's negative ones"
+        )
     return protocol.SegmentOptions(
         size_bytes=None if size is None else units.parse_size(size),
         mode=mode,
-        key=key,
+        key=None if key is None else keys.from_c(key),
         adopt=adopt,
         backing=backing,
         sync=sync,
@@ -51,13 +52,13 @@ def make_segment_options(
 
 
 def make_key(path: str | os.PathLike[str], project: FtokId) -> int:
-    """The key that ftok(3) makes in C of ``path``, which must exist, and ``project``, from 1 to 127 or one character.
+    """The key that ftok(3) makes in C of ``path``, which must exist, and ``project``, from 1 to 255 or one character.
 
-    ``InvalidOption`` for others, and for a file that cannot be looked at. (Larger ids make negative keys in C.)
+    ``InvalidOption`` for others, and for a file that cannot be looked at. (Ids from 128 on make negative keys in C.)
     """
     number = ord(project) if isinstance(project, str) and len(project) == 1 else project
-    if not (type(number) is int and 1 <= number <= 127):
-        raise InvalidOption(f"ftok cannot use the id {project!r}", "an integer from 1 to 127, or one ASCII character")
+    if not (type(number) is int and 1 <= number <= (127 if isinstance(project, str) else 255)):
+        raise InvalidOption(f"ftok cannot use the id {project!r}", "an integer from 1 to 255, or one ASCII character")
     try:
         found = os.stat(path)
     except OSError as error:

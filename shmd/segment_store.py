@@ -205,7 +205,7 @@ def restore(info: SegmentInfo) -> StoredSegment:
 
 def _create_segment(settings: SegmentSettings, intent: Intent, undo: ExitStack) -> segment.Segment:
     for _ in range(limits.KEY_ATTEMPTS_MAX):
-        key = settings.key or secrets.randbelow(segment.KEY_MAX) + 1
+        key = settings.key or sysv.random_key()
         intent.note_segment(key, 0)
         try:
             made = segment.create(settings.size_bytes, key=key)

@@ -20,16 +20,15 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sysv_ipc
 
-from shmd import _core, limits
+from shmd import _core, keys, limits
 from shmd.errors import ForkedError, SegmentError, SegmentExists, SegmentInvalid, UsageError
-from shmd.sysv import ID_MAX, check_range
+from shmd.sysv import ID_MAX, check_range, random_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +41,11 @@ __all__ = [
     "attach",
     "create",
     "list_semaphores",
-    "random_key",
     "remove",
     "set_permissions",
     "stat",
 ]
 
-_KEY_MAX: Final = 2**31 - 1
 _UID_MAX: Final = 2**32 - 2
 _PROC_SEM: Final = Path("/proc/sysvipc/sem")
 _PROC_LIMITS: Final = Path("/proc/sys/kernel/sem")
@@ -113,7 +110,7 @@ class Semaphore:
         self.held = False
         """Whether this object holds the lock."""
         self.id: int = handle.id
-        self.key: int = handle.key
+        self.key: int = keys.from_c(handle.key)
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free now; the kernel gives it back when this process ends.
@@ -183,7 +180,7 @@ def create(*, mode: int = 0o600, key: int | None = None) -> Semaphore:
     """
     check_range("mode", mode, 0, 0o777)
     if key is not None:
-        check_range("key", key, 1, _KEY_MAX)
+        check_range("key", key, 1, keys.KEY_MAX)
         return _create(mode, key)
     for _ in range(limits.KEY_ATTEMPTS_MAX):
         try:
@@ -196,21 +193,16 @@ def create(*, mode: int = 0o600, key: int | None = None) -> Semaphore:
     )
 
 
-def random_key() -> int:
-    """One that is probably free."""
-    return secrets.randbelow(_KEY_MAX) + 1
-
-
 def attach(key: int, semid: int) -> Semaphore:
     """The semaphore set that has this key and this id.
 
     Raises ``SegmentAccessDenied`` (the read and write bits are needed) or ``SegmentRemoved`` (what has the key now is
     another set, or none).
     """
-    check_range("key", key, 1, _KEY_MAX)
+    check_range("key", key, 1, keys.KEY_MAX)
     check_range("id", semid, 0, ID_MAX)
     try:
-        handle = sysv_ipc.Semaphore(key)
+        handle = sysv_ipc.Semaphore(keys.to_c(key))
     except (sysv_ipc.Error, ValueError, MemoryError, OSError) as error:
         raise _refusal(_errno_of(error), f"use semaphore {semid}") from error
     if handle.id != semid:
@@ -224,7 +216,7 @@ def adopt(key: int, uid: int) -> ListedSemaphore:
     Its value is left as it is: a program written by the classic recipe may be about to initialise it. Raises
     ``SegmentNotFound``, ``SegmentAccessDenied``, or ``SegmentInvalid`` if it is a set of several.
     """
-    check_range("key", key, 1, _KEY_MAX)
+    check_range("key", key, 1, keys.KEY_MAX)
     found = next((found for found in list_semaphores() if found.key == key), None)
     if found is None:
         raise _refusal(errno.ENOENT, f"adopt the semaphore with key {key:#x}")
@@ -244,6 +236,7 @@ def stat(semid: int) -> SemaphoreStat:
         key, semaphores, uid, gid, cuid, cgid, mode, *rest = _core.sem_stat(semid)
     except OSError as error:
         raise _refusal(error.errno or errno.EINVAL, f"look at semaphore {semid}") from error
+    key = keys.from_c(key)
     return SemaphoreStat(semid, key, semaphores, uid, gid, cuid, cgid, mode & 0o777, *rest)
 
 
@@ -287,7 +280,7 @@ def _parse_row(line: str) -> ListedSemaphore:
     semaphores, uid, gid, cuid, cgid, operated, changed = map(int, numbers[:7])
     return ListedSemaphore(
         id=int(semid),
-        key=int(key),
+        key=keys.from_c(int(key)),
         semaphores=semaphores,
         uid=uid,
         gid=gid,
@@ -302,7 +295,7 @@ def _parse_row(line: str) -> ListedSemaphore:
 def _create(mode: int, key: int) -> Semaphore:
     doing = f"create a semaphore with key {key:#x}"
     try:
-        handle = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode=0o600, initial_value=0)
+        handle = sysv_ipc.Semaphore(keys.to_c(key), sysv_ipc.IPC_CREX, mode=0o600, initial_value=0)
     except sysv_ipc.ExistentialError as error:
         raise _refusal(errno.EEXIST, doing) from error
     except (sysv_ipc.Error, ValueError, MemoryError, OSError) as error:
@@ -348,7 +341,7 @@ def _hint(number: int) -> str | None:
         errno.EEXIST: "take another key, or let a random one be chosen",
         errno.ENOENT: "there is none with this key; see them with: ipcs -s",
         errno.EINVAL: "there is none with this id: it was removed, or it is in another IPC namespace",
-        errno.EIDRM: "it was removed, and with it the lock of its segment",
+        errno.EIDRM: "it is gone, as after ipcrm -s; remove the segment and create it anew to have a lock again",
         errno.EACCES: "ask its owner for the read and write bits; see them with: ipcs -s -c",
         errno.EPERM: "only its owner and its creator may do that",
         errno.ENOMEM: "free memory",

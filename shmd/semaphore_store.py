@@ -18,7 +18,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from shmd import failpoint, limits, semaphore
+from shmd import failpoint, limits, semaphore, sysv
 from shmd.errors import SegmentAccessDenied, SegmentError, SegmentExists, SegmentInvalid, SegmentNotFound
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def make(segment_key: int, intent: Intent, wished_key: int = 0) -> semaphore.Sem
     ``segment_key`` is what the intent notes with it. Raises ``SegmentLimit`` or ``SegmentNoMemory``.
     """
     keys = [wished_key] if wished_key else []
-    keys += [semaphore.random_key() for _ in range(limits.KEY_ATTEMPTS_MAX)]
+    keys += [sysv.random_key() for _ in range(limits.KEY_ATTEMPTS_MAX)]
     for key in keys:
         intent.note_segment(segment_key, key)
         with contextlib.suppress(SegmentExists):

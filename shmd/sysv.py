@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from shmd import _core
+from shmd import _core, keys
 from shmd.errors import SegmentError, SegmentInvalid
 from shmd.shortage import SEGMENT, advice
 
@@ -32,7 +33,7 @@ class SegmentStat:
 
     id: int
     key: int
-    """0 once the segment is marked for removal."""
+    """As ipcs prints it, unsigned; 0 once the segment is marked for removal."""
     size_bytes: int
     uid: int
     gid: int
@@ -79,6 +80,7 @@ def stat(shmid: int) -> SegmentStat:
         key, size_bytes, uid, gid, cuid, cgid, mode, *rest = _core.shm_stat(shmid)
     except OSError as error:
         raise refusal(error.errno or errno.EINVAL, f"look at segment {shmid}") from error
+    key = keys.from_c(key)
     return SegmentStat(shmid, key, size_bytes, uid, gid, cuid, cgid, mode & 0o777, bool(mode & _SHM_DEST), *rest)
 
 
@@ -103,7 +105,7 @@ def _parse_row(line: str) -> SegmentStat:
     mode = int(perms, 8)
     return SegmentStat(
         id=int(shmid),
-        key=int(key),
+        key=keys.from_c(int(key)),
         size_bytes=size,
         uid=uid,
         gid=gid,
@@ -119,6 +121,11 @@ def _parse_row(line: str) -> SegmentStat:
         change_time=ctime,
         rss_bytes=rss,
     )
+
+
+def random_key() -> int:
+    """One that is probably free."""
+    return secrets.randbelow(keys.CHOSEN_KEY_MAX) + 1
 
 
 def check_range(what: str, value: int, lowest: int, highest: int) -> None:

@@ -246,7 +246,7 @@ def _create_segments(
 ) -> tuple[segment.Segment, segment.Segment]:
     """Log and ctl, attached for writing, with keys that were noted before they existed."""
     for _ in range(limits.KEY_ATTEMPTS_MAX):
-        log_key, ctl_key = (secrets.randbelow(segment.KEY_MAX) + 1 for _ in range(2))
+        log_key, ctl_key = (sysv.random_key() for _ in range(2))
         intent.note_topic(log_key, ctl_key)
         with ExitStack() as attempt:
             try:

@@ -40,6 +40,12 @@ class TestManage:
         assert output == f"segment frame: id {shmid}, key 0x0000002a, 4096 bytes\n"
         assert ipcs()[shmid][:3] == ("0x0000002a", "640", SIZE)
 
+    @pytest.mark.parametrize("key", ["0x8000002a", str(0x8000002A), str(0x8000002A - 2**32)])
+    def test_key_that_is_negative_in_c_is_listed_as_ipcs_lists_it(self, shell: Shell, key: str) -> None:
+        shmid = create(shell, "frame", "--key", key)["id"]
+        assert ipcs()[shmid][0] == "0x8000002a"
+        assert "0x8000002a" in shell.run("segment", "ls")
+
     def test_create_again_is_the_same_segment_unless_it_is_to_be_new(self, shell: Shell) -> None:
         assert create(shell)["id"] == create(shell)["id"]
         assert "frame" in shell.run("segment", "create", "frame", "--size", "4096", "--exclusive", status=1)

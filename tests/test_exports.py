@@ -47,11 +47,8 @@ AMONG_OURSELVES: Final = {
 }
 """Called by other modules of shmd; promised to nobody."""
 FUNCTIONS: Final = {"connect"}
-# The classes for single errnos stand in shmd.errors: whoever asks that precisely imports from there.
 ERRORS: Final = {
-    name
-    for name, value in vars(errors).items()
-    if isinstance(value, type) and issubclass(value, errors.ShmdError) and errors.SegmentError not in value.__mro__[1:]
+    name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.ShmdError)
 }
 
 

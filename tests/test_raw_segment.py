@@ -95,10 +95,10 @@ class TestOpening:
         "options",
         [
             {"key": 0},
-            {"key": 2**31},
+            {"key": 2**32},
             {"key": 1, "ftok": ("/", 1)},
             {"ftok": ("/", 0)},
-            {"ftok": ("/", 128)},
+            {"ftok": ("/", 256)},
             {"ftok": ("/nowhere at all", 1)},
             {"mode": 0o1000},
             {"mode": 0o620},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,6 +36,9 @@ pytestmark = [
 ]
 SOURCES: Final = Path(__file__).parent / "c" / "classic"
 PROJECT: Final = "S"
+HIGH: Final = 200
+HIGH_ARGUMENT: Final = os.fsdecode(bytes([HIGH]))
+"""What makes a negative key in C, and as an argument: a byte that is a negative char."""
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +97,33 @@ async def test_ipcrm_of_a_classic_user_is_noticed(
         segment.remove(other)
 
 
+async def test_key_that_is_negative_in_c_is_shared_with_classic_programs(
+    shmd_client: Client, classic: Callable[..., str], file: Path
+) -> None:
+    async with shmd_client.segment("frame", size=100, ftok=(file, HIGH)) as seg:
+        assert seg.key >> 24 == HIGH
+        assert seg.stat().key == seg.info.sem_key == seg.key
+        assert int(classic("shmwrite", file, HIGH_ARGUMENT, 100, "from C")) == seg.id
+        assert bytes(seg.buf[:7]) == b"from C\0"
+        async with seg.lock(), shmd_client.segment("frame", key=seg.key - 2**32) as again:
+            assert again.id == seg.id
+        await seg.remove()
+
+
 class TestAdoption:
+    async def test_segment_with_a_key_that_is_negative_in_c_is_adopted_and_found_again(
+        self, shmd_start: StartDaemon, classic: Callable[..., str], file: Path
+    ) -> None:
+        shmid = int(classic("shmwrite", file, HIGH_ARGUMENT, 100, "hello"))
+        first = shmd_start(ephemeral=False)
+        async with shmd.connect(first.socket_path) as client:
+            await (await client.segment("theirs", ftok=(file, HIGH), adopt=True)).close()
+        first.kill()
+        last = shmd_start(instance=first.instance, runtime_dir=first.runtime_dir)
+        async with shmd.connect(last.socket_path) as client, client.segment("theirs", create=False) as seg:
+            assert (seg.id, seg.key, bytes(seg.buf[:6])) == (shmid, make_key(file, HIGH), b"hello\0")
+            await seg.remove()
+
     async def test_foreign_segment_is_opened_by_a_name_from_then_on(
         self, shmd_client: Client, file: Path, foreign: int
     ) -> None:

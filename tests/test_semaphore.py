@@ -89,7 +89,7 @@ class TestCreate:
         finally:
             semaphore.remove(made.id)
 
-    @pytest.mark.parametrize(("key", "mode"), [(0, 0o600), (2**31, 0o600), (-1, 0o600), (None, 0o1000), (None, -1)])
+    @pytest.mark.parametrize(("key", "mode"), [(0, 0o600), (2**32, 0o600), (-1, 0o600), (None, 0o1000), (None, -1)])
     def test_key_or_mode_that_cannot_be_creates_nothing(self, key: int | None, mode: int) -> None:
         before = semaphore.list_semaphores()
         with pytest.raises(SegmentInvalid):
@@ -298,6 +298,19 @@ class TestHostile:
 
 
 class TestAdopt:
+    def test_set_with_a_key_that_is_negative_in_c_is_found_by_what_ipcs_prints(self, classic: ClassicLock) -> None:
+        key = 2**31 + secrets.randbelow(2**31)
+        holder = classic.hold(key - 2**32)
+        found = semaphore.adopt(key, os.geteuid())
+        try:
+            adopted = semaphore.attach(key, found.id)
+            assert [adopted.key, adopted.stat().key, found.key] == [key] * 3
+            end(holder)
+            assert adopted.try_acquire()
+            adopted.release()
+        finally:
+            semaphore.remove(found.id)
+
     def test_set_made_by_the_classic_recipe_is_found_by_its_key(self, classic: ClassicLock) -> None:
         key = secrets.randbelow(2**31 - 1) + 1
         holder = classic.hold(key)

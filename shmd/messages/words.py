@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from shmd import limits
+from shmd import keys, limits
 
 WhenFull: TypeAlias = Literal["discard-old", "wait"]
 Lifetime: TypeAlias = Literal["os", "attached"]
@@ -20,8 +20,8 @@ U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 U63: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Mode: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=0o777)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=limits.TOPIC_TIMEOUT_S_MAX)]
-SegmentKey: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
-"""A key is a C int; 0 is IPC_PRIVATE."""
+SegmentKey: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=keys.KEY_MAX)]
+"""Unsigned, as ``ipcs`` prints it; 0 is IPC_PRIVATE."""
 SystemVId: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 """-1: there is none."""
 Id16: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]

@@ -6,12 +6,13 @@ import grp
 import pwd
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 from rich.text import Text
 
+from shmd import keys
 from shmd.cli.common import connect, daemon_options, json_option, mode, remove_each, run, size, to_json
 from shmd.cli.tables import print_table, table
 from shmd.errors import SegmentNotFound
@@ -23,17 +24,15 @@ if TYPE_CHECKING:
     import shmd
     from shmd import SegmentInfo, SegmentStat
 
-_KEY_MAX: Final = 2**31 - 1
-
 
 def _key(text: str) -> int:
-    """An option's ``0x2a``, or decimal, as a System V key."""
+    """An option's ``0x2a``, or decimal, as a System V key; C's negative ones, too."""
     try:
         key = int(text, 0)
     except ValueError:
         key = 0
-    if not 1 <= key <= _KEY_MAX:
-        raise click.BadParameter(f"{text!r} is not a key: a number from 1 to {_KEY_MAX:#x}")
+    if not keys.is_key(key):
+        raise click.BadParameter(f"{text!r} is not a key: a number from 1 to {keys.KEY_MAX:#x}")
     return key
 
 
