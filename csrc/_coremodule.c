@@ -1455,6 +1455,23 @@ static int Appender_set_bell_fd(PyObject *op, PyObject *value, void *unused) {
     return bell_from(value, &((Appender *)op)->appender.bell.fd);
 }
 
+static PyObject *Appender_fifo(PyObject *op, void *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLong(((Appender *)op)->appender.fifo);
+}
+
+static int Appender_set_fifo(PyObject *op, PyObject *value, void *unused) {
+    (void)unused;
+    unsigned long number = value == NULL ? ULONG_MAX : PyLong_AsUnsignedLong(value);
+    if (number > UINT32_MAX) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "not a publisher's number");
+        return -1;
+    }
+    ((Appender *)op)->appender.fifo = (uint32_t)number;
+    return 0;
+}
+
 static PyObject *Appender_unheard(PyObject *op, void *unused) {
     (void)unused;
     return PyBool_FromLong(((Appender *)op)->appender.unheard);
@@ -1464,6 +1481,7 @@ static PyGetSetDef Appender_getset[] = {
     {"due", Appender_due, NULL, NULL, NULL},
     {"unheard", Appender_unheard, NULL, NULL, NULL},
     {"bell_fd", Appender_bell_fd, Appender_set_bell_fd, NULL, NULL},
+    {"fifo", Appender_fifo, Appender_set_fifo, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot Appender_slots[] = {

@@ -34,7 +34,7 @@
 #endif
 
 void shmd_appender_init(struct shmd_appender *a, const struct shmd_log *log, uint32_t publisher, struct shmd_bell bell) {
-    *a = (struct shmd_appender){.log = log, .publisher = publisher, .bell = bell};
+    *a = (struct shmd_appender){.log = log, .publisher = publisher, .fifo = publisher, .bell = bell};
 }
 
 static void scan_cursors(struct shmd_appender *a, uint64_t head, uint64_t tail) {
@@ -247,7 +247,7 @@ int shmd_append(struct shmd_appender *a, const struct shmd_bytes *payloads, size
 /* Among the waiters: in the old place, if we are still there, else in the first free one. */
 static void mark_waiting(struct shmd_appender *a) {
     shmd_a64 *waiters = a->log->ctl->waiters;
-    uint64_t mark = (uint64_t)a->publisher << 32 | ++a->sleeps;
+    uint64_t mark = (uint64_t)a->fifo << 32 | ++a->sleeps;
     uint64_t expected = a->mark;
     a->unheard = false;
     /* SYNC: pairs with the look at the marks in bell.c, as all swaps here do */

@@ -16,12 +16,18 @@
  *     sleeper:  mark = m ── armed++ ── look ── sleep ── drain ── look
  *     waker:    commit ── armed != rung? ── for each mark: write, mark == m ? 0 ── rung
  *
+ * Opening a FIFO takes a descriptor, and whoever rings may have none left, nobody after it, and a sleeper that waits for
+ * ever. So a child that shares our memory, but not our descriptors, gives up one of its own and rings for us.
+ *
  * Marks lie in the ctl, which every participant may write: a hostile one can spoil wake-ups with them as with `armed`.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "failpoint.h"
@@ -53,23 +59,60 @@ static void write_eventfd(int fd) {
 }
 
 /* Why there was nothing to open: because there is nobody (left) whom we may wake, or because of us. */
-static bool is_nobody(int directory) {
+static bool is_nobody(int directory, int error) {
     struct stat found;
-    if (errno == EMFILE || errno == ENFILE || errno == ENOMEM)
+    if (error == EMFILE || error == ENFILE || error == ENOMEM)
         return false;
     return fstat(directory, &found) == 0 && found.st_nlink > 0; /* a directory that was removed says nothing of the new one */
 }
 
-/* Open for reading too: without a reader there would be SIGPIPE, which nobody asked for. False: it could not be done. */
-static bool write_fifo(int directory, enum shmd_sleepers who, uint32_t number) {
+struct ringing {
+    int directory;
     char name[SHMD_FIFO_NAME_BYTES];
-    shmd_fifo_name(name, who, number);
-    int fd = openat(directory, name, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY);
+    int error; /* of the child's openat */
+};
+
+/* Open for reading too: without a reader there would be SIGPIPE, which nobody asked for. 0 or why it cannot be opened. */
+static int open_and_write(const struct ringing *ringing) {
+    int fd = openat(ringing->directory, ringing->name, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY);
     if (fd < 0)
-        return is_nobody(directory);
+        return errno;
     ssize_t written = write(fd, "", 1); /* full: it was rung often enough */
     (void)written;
     (void)close(fd);
+    return 0;
+}
+
+static int ring_in_child(void *arg) {
+    struct ringing *ringing = arg;
+    (void)close(ringing->directory == 0); /* 0 or 1: all are taken, and these are the child's own */
+    ringing->error = open_and_write(ringing);
+    return 0;
+}
+
+/* We stand still meanwhile, and hear no signal, nor that it ends: nobody who waits for children of theirs sees this one. */
+static int ring_by_child(struct ringing *ringing) {
+    _Alignas(16) char stack[16384];
+    sigset_t all, before;
+    ringing->error = EMFILE;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    pid_t child = clone(ring_in_child, stack + sizeof stack, CLONE_VM | CLONE_VFORK, ringing);
+    if (child > 0)
+        (void)waitpid(child, NULL, (int)__WCLONE);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return ringing->error;
+}
+
+/* False: it could not be done. */
+static bool write_fifo(int directory, enum shmd_sleepers who, uint32_t number) {
+    struct ringing ringing = {.directory = directory};
+    shmd_fifo_name(ringing.name, who, number);
+    int error = open_and_write(&ringing);
+    if (error == EMFILE)
+        error = ring_by_child(&ringing);
+    if (error != 0)
+        return is_nobody(directory, error);
     SHMD_FAILPOINT(fifo_written);
     return true;
 }

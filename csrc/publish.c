@@ -48,8 +48,7 @@ static int reopen_publisher(struct shmd_seat *seat, int64_t deadline_ns) {
     if (result != 0)
         return result;
     shmd_seat_regrant(seat, &reply, fds);
-    if (seat->info.fifo)
-        ((struct shmd_publisher *)seat)->appender.publisher = reply.publisher;
+    ((struct shmd_publisher *)seat)->appender.fifo = reply.publisher; /* records keep the old one, as Python's do */
     return result;
 }
 

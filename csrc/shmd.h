@@ -136,7 +136,8 @@ void shmd_fifo_name(char name[SHMD_FIFO_NAME_BYTES], enum shmd_sleepers who, uin
 
 struct shmd_appender {
     const struct shmd_log *log;
-    uint32_t publisher;
+    uint32_t publisher;   /* what records say */
+    uint32_t fifo;        /* the number in its FIFO's name: another one, once it was reopened */
     struct shmd_bell bell; /* of the readers */
     bool scanned;         /* slowest and joins hold what a scan found */
     uint64_t slowest;     /* no tethered cursor is below this, as long as joins does not change */

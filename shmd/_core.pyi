@@ -280,6 +280,8 @@ class Appender:
         """Exclusive topics: room for one record, to be written in place. FULL if there is none."""
     bell_fd: int
     """The bell of sleeping readers, or the directory of FIFOs. To be replaced when there is a new one."""
+    fifo: int
+    """The number in its FIFO's name: at first the publisher's, which records go on to have when this is replaced."""
     @property
     def due(self) -> bool: ...
     def turned(self) -> None: ...

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,7 +38,6 @@ from shmd.segment_adoption import adopt_segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from shmd.bell_store import BellStore
     from shmd.file_store import StoredFile
@@ -153,7 +153,7 @@ def adopt(roster: Roster, bells: BellStore, fifo_root: Path, state_dir: Path) ->
         for row in sorted(roster.topics(), key=lambda row: row.name):
             _adopt_topic(roster, row, estate, bells, fifo_root)
             failpoint.reach("topic-adopted")
-        adopt_segments(roster, estate.segments, state_dir)
+        adopt_segments(roster, estate.segments, state_dir, fifo_root)
         _adopt_participants(roster, estate)
         _settle_fifos(roster, estate, fifo_root)
         _resolve_intents(roster)
@@ -319,8 +319,9 @@ def _settle_fifos(roster: Roster, estate: Estate, root: Path) -> None:
     for topic in estate.stored.values():
         topic.bells.settle(names[topic.info.topic_id])
     kept = {fifo.topic_dir(root, row.topic_id) for row in roster.topics() if row.fifo}
+    kept |= {Path(segment.info.fifo) for segment in estate.segments.values() if segment.info.fifo}
     for path in fifo.sweep(root, kept):
-        logger.info("removed the FIFOs of a topic that is no more: %s", path)
+        logger.info("removed the FIFOs of a topic or segment that is no more: %s", path)
 
 
 # --- intents ----------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class Broker:
         state_dir: Path,
         on_stop: Callable[[], object],
     ) -> None:
-        """``fifo_root`` holds the FIFOs of topics that have some, ``state_dir`` the segments that are files.
+        """``fifo_root`` holds FIFOs of topics and segments, ``state_dir`` the segments that are files.
         ``on_stop`` is called when a client that may has asked the daemon to stop.
         """
         self._loop = loop
@@ -118,7 +118,7 @@ class Broker:
         self._numbers = itertools.count(generation << CLIENT_BITS | 1)
         self._peers: dict[int, _Peer] = {}
         self._topics: dict[str, StoredTopic] = {}
-        self._segments = SegmentKeeper(registry, roster, self._perform, self._answer, state_dir)
+        self._segments = SegmentKeeper(registry, roster, self._perform, self._answer, state_dir, fifo_root)
         self._awaited: dict[int, int | None] = {}
         """Clients whose process's death is awaited: its pidfd, or None as long as there is none to be had."""
         self._timers: dict[int | str, asyncio.TimerHandle] = {}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import os
 
     from shmd.hub import Hub
-    from shmd.protocol import Backing, Lifetime, SegmentInfo, SegmentOptions, Sync
+    from shmd.protocol import Backing, Lifetime, Notifier, SegmentInfo, SegmentOptions, Sync
 
 
 class ClientSegments:
@@ -41,6 +41,7 @@ class ClientSegments:
         backing: Backing | None = None,
         sync: Sync | None = None,
         lifetime: Lifetime | None = None,
+        notifier: Notifier | None = None,
     ) -> Opener[Segment]:
         """Open a raw System V segment, all bytes of which are yours; have it made if there is none of this name.
 
@@ -56,7 +57,11 @@ class ClientSegments:
         ``backing="file"`` keeps the bytes in a file of the daemon's instead, mapped in the same way: it survives a
         reboot, and has neither key nor id. What a power failure may cost is a matter of ``sync``: ``"none"`` (the
         default) the last half minute or so, ``"interval"`` the last second, ``"always"`` nothing of which anybody was
-        notified. The death of any process, the daemon's too, costs nothing. None means: as it is, or the default.
+        notified. The death of any process, the daemon's too, costs nothing.
+
+        ``notifier="fifo"`` gives it a FIFO for its notify bell, which C programs and shells share: each ``notify`` then
+        ends one ``wait``; with ``"eventfd"`` (the default) it wakes everybody who waits. None means: as it is, or the
+        default.
 
         Raises ``SegmentNotFound``, ``SegmentExists`` (of this name, or with this key), ``SegmentMismatch`` (exists with
         other options; names both values), ``SegmentInvalid`` (larger than what exists, or no size),
@@ -65,7 +70,15 @@ class ClientSegments:
         been made.
         """
         options = make_segment_options(
-            size=size, mode=mode, key=key, ftok=ftok, adopt=adopt, backing=backing, sync=sync, lifetime=lifetime
+            size=size,
+            mode=mode,
+            key=key,
+            ftok=ftok,
+            adopt=adopt,
+            backing=backing,
+            sync=sync,
+            lifetime=lifetime,
+            notifier=notifier,
         )
         names.check_segment(name)
         return Opener(self._open_segment(name, options, create=create, exclusive=exclusive, readonly=readonly))

@@ -13,6 +13,7 @@
     │   ├── TopicFull             a `wait` topic has no room
     │   ├── TopicLocked           another publisher is in the critical section
     │   ├── NoRecord              nothing to read yet
+    │   ├── NotifierFull          a segment's FIFO holds all the bytes that it can
     │   ├── SegmentLocked         another task or process holds the segment's lock
     │   ├── CellEmpty             nobody has stored a value yet
     │   └── CellBusy              others are storing values, too often or right now
@@ -131,6 +132,10 @@ class TopicLocked(WouldBlock):
 
 class NoRecord(WouldBlock):
     code = "no-record"
+
+
+class NotifierFull(WouldBlock):
+    code = "notifier-full"
 
 
 class SegmentLocked(WouldBlock):

@@ -34,9 +34,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from shmd import backing_file, failpoint, semaphore_store
+from shmd import backing_file, failpoint, segment_bells, semaphore_store
 from shmd.errors import ConfigError, SegmentError, SegmentNotFound
-from shmd.notifier import make_bells
 from shmd.protocol import SegmentInfo
 from shmd.sysv import refusal
 
@@ -87,6 +86,7 @@ class StoredFile:
         _write_info(Path(self.info.path).parent, info)
         self.info = info
         semaphore_store.follow(info)
+        segment_bells.follow(info)
 
     def seen(self, uid: int, gid: int, mode: int) -> None:
         """These are its owner, group and mode."""
@@ -106,12 +106,12 @@ class StoredFile:
 
 
 def create(
-    name: str, settings: SegmentSettings, declared_by: Credentials, state_dir: Path, intent: Intent
+    name: str, settings: SegmentSettings, declared_by: Credentials, state_dir: Path, intent: Intent, fifo_root: Path
 ) -> StoredFile:
     """Make a file of zeros. For a worker thread.
 
-    Raises ``SegmentError`` (the disk is full; the directory cannot be used) or ``LimitExceeded`` (descriptors); then
-    nothing is left.
+    Raises ``SegmentError`` (the disk is full; the directory cannot be used), ``LimitExceeded`` (descriptors) or
+    ``PermissionDenied`` (a FIFO for a group that the daemon is not in); then nothing is left.
     """
     segment_id = secrets.token_bytes(16)
     directory = state_dir / _DIRECTORY
@@ -133,6 +133,8 @@ def create(
             backing="file",
             sync=settings.sync,
             path=str(data),
+            notifier=settings.notifier,
+            fifo=segment_bells.path_of(segment_id, settings.notifier, fifo_root),
         )
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -150,6 +152,7 @@ def create(
         failpoint.reach("file-described")
         info = with_semaphore(info, intent)
         undo.callback(semaphore_store.remove, info.sem_id, info.sem_key)
+        segment_bells.make_fifo(info, undo)
         stored = restore(info)
         undo.pop_all().callback(os.close, fd)
         os.close(fd)
@@ -177,7 +180,7 @@ def restore(info: SegmentInfo) -> StoredFile:
             fds.append(fd)
         if os.fstat(fds[0]).st_size < info.size_bytes:
             raise SegmentNotFound(f"the file {info.path} is shorter than {info.size_bytes} bytes")
-        bells = make_bells(undo)
+        bells = segment_bells.open_bells(info, undo)
         undo.pop_all()
         return StoredFile(info, bells, *fds)
 
@@ -204,8 +207,9 @@ def find(state_dir: Path) -> list[SegmentInfo]:
 
 
 def remove_file(info: SegmentInfo) -> None:
-    """Delete it, what tells of it first, and its semaphore. Fine if somebody was quicker."""
+    """Delete it, what tells of it first, its semaphore and its FIFO. Fine if somebody was quicker."""
     semaphore_store.remove(info.sem_id, info.sem_key)
+    segment_bells.remove(info)
     data = Path(info.path)
     try:
         _info_path(data.parent, info).unlink(missing_ok=True)

@@ -174,7 +174,8 @@ class Hub:
 
     def segment_taken(self, seat: SegmentSeat) -> None:
         for fd, callback in seat.heeded():
-            self._bells.add_quietly(fd, callback)
+            # Of a FIFO nobody has to be told at first: who waits looks.
+            (self._bells.add if seat.counts else self._bells.add_quietly)(fd, callback)
         self._segment_seats.add(seat)
 
     def seat_left(self, seat: TopicSeat) -> None:

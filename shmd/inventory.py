@@ -155,8 +155,13 @@ def remove_instance(instance_id: bytes, instance_dir: Path | None = None) -> lis
     for found in removed:
         segment.remove(found.stat.id)
     if instance_dir is not None:
-        fifo.sweep(fifo.root_of(instance_dir), keep=())
+        remove_fifos(instance_dir)
     return removed
+
+
+def remove_fifos(instance_dir: Path) -> list[Path]:
+    """Those of an instance whose daemon does not run. Which directories and FIFOs that were."""
+    return fifo.sweep(fifo.root_of(instance_dir), keep=())
 
 
 def _read_roster(stat: SegmentStat) -> FoundRoster | None:

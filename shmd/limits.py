@@ -67,6 +67,8 @@ FIFO_BYTES: Final = 4 * KIB
 """A FIFO's buffer, and how much is taken out at a time: one page, the least there is, for what only says "wake up"."""
 FIFO_DIR_BYTES_MAX: Final = 255
 """The path of a topic's FIFOs is part of its description, of which a page of a list has 64."""
+NOTIFY_COUNT_MAX: Final = 4 * KIB
+"""Bytes that go into a segment's FIFO at a time: PIPE_BUF, the most that the kernel takes as a whole or not at all."""
 RECHECK_UNHEARD_S: Final = 0.1
 """Where more publishers wait for room than have places in the ctl (256), the others look again this often."""
 # --- segments ---------------------------------------------------------------------------------------------------------

@@ -133,19 +133,31 @@ class FifoBells:
 
 
 class SegmentBells:
-    """A segment's notify bell and lock bell, and the file, if it is one: ``file_fd``, else -1."""
+    """A segment's notify bell and lock bell, and the file, if it is one: ``file_fd``, else -1.
+
+    A notify bell that is a FIFO is opened anew, by its path ``fifo``: what came is open in the daemon and elsewhere,
+    and anybody there could have it block us.
+    """
 
     descriptors: Final = limits.BELLS_PER_GRANT
-    __slots__ = ("file_fd", "lock_fd", "notify_fd")
+    __slots__ = ("fifo", "file_fd", "lock_fd", "notify_fd")
 
-    def __init__(self, notify_fd: int, lock_fd: int, file_fd: int = -1) -> None:
-        self.notify_fd = notify_fd
-        self.lock_fd = lock_fd
-        self.file_fd = file_fd
+    def __init__(self, fds: Sequence[int], path: str) -> None:
+        """``PermissionDenied`` or ``LimitExceeded`` if the FIFO cannot be opened; then ``fds`` are closed."""
+        self.fifo = path
+        self.notify_fd, self.lock_fd, self.file_fd = (*fds, -1)[:3]
+        if path:
+            os.close(self.notify_fd)
+            self.notify_fd = -1
+            try:
+                self.notify_fd = fifo.open_fifo(path, shrink=False)
+            except BaseException:
+                self.close()
+                raise
 
     def renewed(self, fds: Sequence[int]) -> SegmentBells:
         """Without the file, which stays the same: see ``inherit_file``."""
-        return SegmentBells(*fds)
+        return SegmentBells(fds, self.fifo)
 
     def inherit_file(self, former: SegmentBells) -> None:
         """Take over the file of ``former``, if no other one came."""
@@ -166,9 +178,9 @@ def descriptors_of(granted: Granted) -> int:
 
 
 def take_bells(granted: Granted, fds: Sequence[int]) -> TopicBells | SegmentBells:
-    """The bells that a grant brings. If that fails (see ``FifoBells``) there were no ``fds`` to be closed."""
+    """The bells that a grant brings. If that fails (see ``FifoBells``) no ``fds`` are left to be closed."""
     if isinstance(granted, protocol.SegmentGranted):
-        return SegmentBells(*fds)
+        return SegmentBells(fds, granted.segment.fifo)
     is_publisher = isinstance(granted, protocol.PublisherGranted)
     if granted.topic.notifier == "eventfd":
         return EventfdBells(*fds, is_publisher=is_publisher)

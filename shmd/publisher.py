@@ -114,6 +114,7 @@ class PublisherSeat(TopicSeat):
             self.check_same(granted.topic)
             return
         self.handle = granted.id
+        self.appender.fifo = granted.publisher  # by which its FIFO is found from now on
         self.swap_bells(bells)
 
     def fail(self, error: ShmdError) -> None:

@@ -7,11 +7,13 @@ The mapping outlives the daemon, and so do the bells; after a restart the seat i
 
 What another program writes into the segment comes unannounced. Whoever wants to be told waits for the notify bell,
 which wakes everybody who waits, in every process, and counts nothing: it says "look again", as a condition variable.
+With ``notifier="fifo"`` it is a FIFO, and does count: each byte wakes one, as a semaphore.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmd import protocol
@@ -188,15 +190,27 @@ class Segment:
         self._check_attached()
         await self._seat.sync()
 
-    def notify(self) -> None:
+    @property
+    def fifo(self) -> Path | None:
+        """With ``notifier="fifo"``: the FIFO that is the notify bell, for programs that can open files and no more.
+
+        A byte that they write is a ``notify``, of whatever value, and one that they read a ``wait``.
+        """
+        return Path(self._seat.info.fifo) if self._seat.info.fifo else None
+
+    def notify(self, count: int = 1) -> None:
         """Wake everybody who waits for this segment, here and in other processes. Never blocks, costs a system call.
 
-        Of a file with ``sync="always"`` the bytes are written to the disk first, and only then is anybody woken.
-        Raises ``SegmentRemoved``, ``ClosedError``, ``ForkedError``.
+        With ``notifier="fifo"`` it ends ``count`` calls of ``wait``, of whoever is first, now or later: at most
+        ``limits.NOTIFY_COUNT_MAX``, all or none. Raises ``NotifierFull`` where so many wait to be taken already that
+        they do not fit (61440 always do), and ``InvalidOption`` for another count, or for one where nothing counts.
+
+        Of a file with ``sync="always"`` the bytes are written to the disk first, and only then is anybody woken (that
+        the FIFO was full is then logged). Raises ``SegmentRemoved``, ``ClosedError``, ``ForkedError``.
         """
         self._hub.check_process()
         self._seat.check()
-        self._seat.notify()
+        self._seat.notify(count)
 
     async def wait(self) -> None:
         """Return once somebody has called ``notify`` since the last ``wait`` on this object returned, or since it was
@@ -204,8 +218,13 @@ class Segment:
 
         Look at the memory whenever it returns, and wait again if there is nothing: after a restart of the daemon, and
         while it is away, it may return without reason. Any number of tasks may wait, and all are woken. Cancelled, it
-        has heard nothing: the next ``wait`` returns at once. Raises ``SegmentRemoved``, ``ClosedError``,
-        ``ForkedError``.
+        has heard nothing: the next ``wait`` returns at once.
+
+        With ``notifier="fifo"`` it takes one byte out of the FIFO, and returns for no other reason: of all who wait, in
+        every process, C programs too, each byte wakes one. Cancelled, it has taken none. Bytes that nobody took stay as
+        long as the daemon runs or anybody has the segment open.
+
+        Raises ``SegmentRemoved``, ``ClosedError``, ``ForkedError``.
         """
         self._hub.check_process()
         await self._seat.wait()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shmd import failpoint, file_store, names, segment_store, semaphore_store
+from shmd import failpoint, file_store, names, segment_bells, segment_store, semaphore_store
 from shmd.errors import InvalidName, SegmentError, SegmentNotFound
 from shmd.protocol import SegmentInfo
 from shmd.roster_layout import REMOVING, SegmentRow
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shmd.file_store import StoredFile
+    from shmd.protocol import Notifier
     from shmd.roster import Roster
     from shmd.segment_store import StoredSegment
 
@@ -38,7 +39,7 @@ def segment_row(info: SegmentInfo) -> SegmentRow:
         adopted=info.adopted,
         file=info.backing == "file",
         attached=info.lifetime == "attached",
-        fifo=False,
+        fifo=info.notifier == "fifo",
         mode=info.mode,
         uid=info.uid,
         gid=info.gid,
@@ -51,8 +52,9 @@ def segment_row(info: SegmentInfo) -> SegmentRow:
     )
 
 
-def segment_info(row: SegmentRow) -> SegmentInfo:
+def segment_info(row: SegmentRow, fifo_root: Path) -> SegmentInfo:
     """The raw segment that a row notes."""
+    notifier: Notifier = "fifo" if row.fifo else "eventfd"
     return SegmentInfo(
         name=row.name,
         segment_id=row.segment_id,
@@ -70,16 +72,20 @@ def segment_info(row: SegmentRow) -> SegmentInfo:
         created_ns=row.created_ns,
         adopted=row.adopted,
         lifetime="attached" if row.attached else "os",
+        notifier=notifier,
+        fifo=segment_bells.path_of(row.segment_id, notifier, fifo_root),
     )
 
 
-def adopt_segments(roster: Roster, stored: dict[str, StoredSegment | StoredFile], state_dir: Path) -> None:
+def adopt_segments(
+    roster: Roster, stored: dict[str, StoredSegment | StoredFile], state_dir: Path, fifo_root: Path
+) -> None:
     """Take back every raw segment that is still there, into ``stored``, and finish what was being removed."""
-    _adopt_files(roster, stored, state_dir)
+    _adopt_files(roster, stored, state_dir, fifo_root)
     for row in sorted(roster.segments(), key=lambda row: row.name):
         if row.file:
             continue
-        info = _checked(row)
+        info = _checked(row, fifo_root)
         if info is None or row.name in stored:
             logger.error("segment %r (id %d) is left alone: its row in the roster is damaged", row.name, row.id)
             roster.forget_segment(row.segment_id)
@@ -98,9 +104,9 @@ def adopt_segments(roster: Roster, stored: dict[str, StoredSegment | StoredFile]
         failpoint.reach("segment-adopted")
 
 
-def _checked(row: SegmentRow) -> SegmentInfo | None:
+def _checked(row: SegmentRow, fifo_root: Path) -> SegmentInfo | None:
     """The raw segment that a row notes; None if no daemon can have noted it."""
-    info = segment_info(row)
+    info = segment_info(row, fifo_root)
     try:
         names.check_segment(row.name)
         # What a client could not decode must not be told to any.
@@ -109,10 +115,14 @@ def _checked(row: SegmentRow) -> SegmentInfo | None:
         return None
 
 
-def _adopt_files(roster: Roster, stored: dict[str, StoredSegment | StoredFile], state_dir: Path) -> None:
+def _adopt_files(
+    roster: Roster, stored: dict[str, StoredSegment | StoredFile], state_dir: Path, fifo_root: Path
+) -> None:
     """The state directory says which there are; the roster knows all of them, unless there was a reboot."""
     rows = {row.segment_id: row for row in roster.segments() if row.file}
-    for described in file_store.find(state_dir):
+    for found in file_store.find(state_dir):
+        path = segment_bells.path_of(found.segment_id, found.notifier, fifo_root)
+        described = msgspec.structs.replace(found, fifo=path)
         row = rows.pop(described.segment_id, None)
         try:
             if row is None:

@@ -13,7 +13,7 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeAlias
 
-from shmd import file_store, limits, protocol, segment_store, semaphore_store
+from shmd import file_store, limits, protocol, segment_bells, segment_store, semaphore_store
 from shmd.errors import RequestRefused, SegmentError, SegmentNotFound, ShmdError
 from shmd.registry import ChangeSegment, CreateSegment, DestroySegment, ReportSegment
 from shmd.segment_adoption import segment_row
@@ -46,11 +46,13 @@ class SegmentKeeper:
         perform: Callable[[list[Effect]], None],
         answer: Callable[[int, protocol.Reply], None],
         state_dir: Path,
+        fifo_root: Path,
     ) -> None:
         """``perform`` performs the registry's effects, ``answer`` sends a client its reply. Files are made in
-        ``state_dir``.
+        ``state_dir``, FIFOs in ``fifo_root``.
         """
         self._state_dir = state_dir
+        self._fifo_root = fifo_root
         self._syncing: asyncio.Task[None] | None = None
         self._registry = registry
         self._roster = roster
@@ -83,6 +85,7 @@ class SegmentKeeper:
             if remove or (info.lifetime == "attached" and stored.look() is None):
                 if semaphore_store.is_ours(info):
                     semaphore_store.remove(info.sem_id, info.sem_key)
+                segment_bells.remove(info)
                 self._roster.forget_segment(info.segment_id)
 
     def look_at(self, message: protocol.Request) -> None:
@@ -191,7 +194,8 @@ class SegmentKeeper:
     ) -> StoredSegment | StoredFile:
         """For a worker thread."""
         name, settings, declared_by = effect.segment, effect.settings, effect.declared_by
-        if settings.adopt and (stored := segment_store.adopt(name, settings, declared_by, known_ids, intent)):
+        root = self._fifo_root
+        if settings.adopt and (stored := segment_store.adopt(name, settings, declared_by, known_ids, intent, root)):
             return stored
         if not settings.create:
             raise SegmentNotFound(
@@ -199,8 +203,8 @@ class SegmentKeeper:
                 "create it first",
             )
         if settings.backing == "file":
-            return file_store.create(name, settings, declared_by, self._state_dir, intent)
-        return segment_store.create(name, settings, declared_by, stop, intent)
+            return file_store.create(name, settings, declared_by, self._state_dir, intent, root)
+        return segment_store.create(name, settings, declared_by, stop, intent, root)
 
     def _known_ids(self) -> set[int]:
         """Of segments that are shmd's already."""

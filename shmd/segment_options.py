@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from shmd import keys, protocol, units
 from shmd.errors import InvalidOption
-from shmd.protocol import Backing, Lifetime, Sync
+from shmd.protocol import Backing, Lifetime, Notifier, Sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,11 +25,13 @@ def make_segment_options(
     backing: Backing | None,
     sync: Sync | None,
     lifetime: Lifetime | None,
+    notifier: Notifier | None,
 ) -> protocol.SegmentOptions:
     """See ``Client.segment``. ``InvalidOption`` for what cannot be."""
     _check_word("backing", backing, get_args(Backing))
     _check_word("sync", sync, get_args(Sync))
     _check_word("lifetime", lifetime, get_args(Lifetime))
+    _check_word("notifier", notifier, get_args(Notifier))
     if mode is not None and not (type(mode) is int and 0 <= mode <= 0o777):
         raise InvalidOption(f"mode cannot be {mode!r}", "give permission bits like 0o640")
     if key is not None and ftok is not None:
@@ -48,6 +50,7 @@ def make_segment_options(
         backing=backing,
         sync=sync,
         lifetime=lifetime,
+        notifier=notifier,
     )
 
 

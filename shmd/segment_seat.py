@@ -10,8 +10,8 @@ import weakref
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
-from shmd import backing_file, notifier, protocol, segment, semaphore
-from shmd.errors import ClosedError, SegmentNotFound, SegmentRemoved, UsageError
+from shmd import backing_file, fifo, limits, notifier, protocol, segment, semaphore
+from shmd.errors import ClosedError, InvalidOption, NotifierFull, SegmentNotFound, SegmentRemoved, UsageError
 from shmd.hub import forked_error
 from shmd.notifier import SegmentBells
 from shmd.seat import Doze, Seat
@@ -80,9 +80,17 @@ class SegmentSeat(Seat):
 
     # --- waiting ---
 
+    @property
+    def counts(self) -> bool:
+        """Whether the notify bell is a FIFO, in which each byte is for one who waits."""
+        return bool(self.info.fifo)
+
     async def wait(self) -> None:
         """See ``Segment.wait``."""
         self.check()
+        if self.counts:
+            await self._take_byte()
+            return
         doze = Doze()
         if self._heard == self._notified:
             before = self._notified
@@ -93,6 +101,15 @@ class SegmentSeat(Seat):
                 if recheck_s is not None and self._notified == before:
                     return
         self._heard = self._notified
+
+    async def _take_byte(self) -> None:
+        """Without an await after it is taken: who is cancelled has taken none.
+
+        Edge-triggered, the bell says of every byte that one came; all who sleep here look, and others go on sleeping.
+        """
+        while not fifo.take_one(self._bells.notify_fd):
+            await self._sleep(None)
+            self.check()
 
     async def _sleep(self, timeout_s: float | None) -> None:
         """Until ``ring``, or until ``timeout_s`` is over."""
@@ -106,20 +123,38 @@ class SegmentSeat(Seat):
             if timer is not None:
                 timer.cancel()
 
-    def notify(self) -> None:
+    def notify(self, count: int) -> None:
+        """See ``Segment.notify``."""
+        if not 1 <= count <= (limits.NOTIFY_COUNT_MAX if self.counts else 1):
+            raise InvalidOption(
+                f"segment {self.name!r} cannot be notified {count} times at once",
+                f"from 1 to {limits.NOTIFY_COUNT_MAX}" if self.counts else 'only notifier="fifo" counts',
+            )
         if self.info.sync == "always":
-            self._hub.start(self._sync_and_ring())
+            self._hub.start(self._sync_and_ring(count))
         else:
-            notifier.ring(self._bells.notify_fd)
+            self._ring_notify(count)
 
-    async def _sync_and_ring(self) -> None:
+    def _ring_notify(self, count: int) -> None:
+        if not self.counts:
+            notifier.ring(self._bells.notify_fd)
+        elif not fifo.put(self._bells.notify_fd, count):
+            raise NotifierFull(
+                f"the FIFO of segment {self.name!r} has no room for {count} more: nobody was notified",
+                "try again when those who wait have taken some out",
+            )
+
+    async def _sync_and_ring(self, count: int) -> None:
         try:
             await self.sync()
         except OSError as error:
             logger.error("segment %r: nobody is notified, for the disk failed: %s", self.name, error)
             return
-        if not self.released:
-            notifier.ring(self._bells.notify_fd)
+        try:
+            if not self.released:
+                self._ring_notify(count)
+        except NotifierFull as error:
+            logger.error("%s", error)
 
     def notified(self) -> None:
         """The notify bell rang."""
@@ -150,7 +185,8 @@ class SegmentSeat(Seat):
     # --- as a seat ---
 
     def ring_others(self) -> None:
-        notifier.ring(self._bells.notify_fd)
+        if not self.counts:
+            notifier.ring(self._bells.notify_fd)
 
     def swap_bells(self, bells: Bells) -> None:
         if not self.released and isinstance(bells, SegmentBells):

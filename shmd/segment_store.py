@@ -1,7 +1,7 @@
 """The raw segments as the daemon holds them: made, adopted, looked at, changed and removed.
 
-    note the intent ─▶ create segment (0600) and semaphore ─▶ pre-fault ─▶ make bells ─▶ set owner, group and mode,
-      from when on others can attach ─▶ detach
+    note the intent ─▶ create segment (0600) and semaphore ─▶ pre-fault ─▶ set owner, group and mode, from when on
+      others can attach ─▶ make bells (``segment_bells``) ─▶ detach
 
 All bytes are the users', and the daemon touches none but to pre-fault them: the kernel has filled them with zeros. It
 does not stay attached either, so that attachments and removal are as ``ipcs`` and every program expects. Two kinds of
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shmd import failpoint, limits, memory, segment, segment_policy, semaphore_store, sysv
+from shmd import failpoint, limits, memory, segment, segment_bells, segment_policy, semaphore_store, sysv
 from shmd.errors import (
     SegmentAccessDenied,
     SegmentError,
@@ -35,13 +35,13 @@ from shmd.errors import (
     SegmentLimit,
     SegmentNotFound,
 )
-from shmd.notifier import make_bells
 from shmd.protocol import SegmentInfo
 from shmd.topic_store import prefault
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Collection, Sequence
+    from pathlib import Path
 
     from shmd.policy import Credentials
     from shmd.roster_writer import Intent
@@ -79,6 +79,7 @@ class StoredSegment:
         """These are its owner, group and mode."""
         self.info = msgspec.structs.replace(self.info, uid=uid, gid=gid, mode=mode)
         semaphore_store.follow(self.info)
+        segment_bells.follow(self.info)
 
     def close(self, *, remove: bool) -> None:
         """Give everything back. With ``remove`` it is marked for removal, and goes with its last attachment."""
@@ -100,8 +101,9 @@ def look(info: SegmentInfo) -> SegmentStat | None:
 
 
 def remove_segment(info: SegmentInfo) -> None:
-    """Remove what is there of it, and its semaphore. Fine if somebody was quicker."""
+    """Remove what is there of it, its semaphore and its FIFO. Fine if somebody was quicker."""
     there = look(info) is not None
+    segment_bells.remove(info)
     if there or semaphore_store.is_ours(info):
         semaphore_store.remove(info.sem_id, info.sem_key)
     failpoint.reach("segment-semaphore-removed")
@@ -114,12 +116,18 @@ def remove_segment(info: SegmentInfo) -> None:
 
 
 def create(
-    name: str, settings: SegmentSettings, declared_by: Credentials, stop: threading.Event, intent: Intent
+    name: str,
+    settings: SegmentSettings,
+    declared_by: Credentials,
+    stop: threading.Event,
+    intent: Intent,
+    fifo_root: Path,
 ) -> StoredSegment:
     """Make a segment. For a worker thread.
 
-    Raises ``SegmentError`` (its key is taken; a System V limit), ``LimitExceeded`` (memory, descriptors) or
-    ``RequestRefused`` (``stop`` is set); then nothing is left.
+    Raises ``SegmentError`` (its key is taken; a System V limit), ``LimitExceeded`` (memory, descriptors),
+    ``PermissionDenied`` (a FIFO for a group that the daemon is not in) or ``RequestRefused`` (``stop`` is set); then
+    nothing is left.
     """
     sizes_bytes = (settings.size_bytes,)
     memory.check(sizes_bytes, segment_policy.WISH)
@@ -138,12 +146,13 @@ def create(
         if attached:
             segment.remove(made.id)
             failpoint.reach("segment-keys-given-up")
-        bells = make_bells(undo)
         segment.set_permissions(made.id, settings.uid, settings.gid, settings.mode)
         found = sysv.stat(made.id)
+        info = _info(name, found, settings, declared_by, lock, fifo_root)
+        segment_bells.make_fifo(info, undo)
+        bells = segment_bells.open_bells(info, undo)
         failpoint.reach("segment-ready")
         undo.pop_all()
-        info = _info(name, found, settings, declared_by, lock)
         semaphore_store.follow(info)
         if attached or sysv.system_limits().shm_rmid_forced:
             return StoredSegment(info, bells, made)
@@ -152,7 +161,12 @@ def create(
 
 
 def adopt(
-    name: str, settings: SegmentSettings, declared_by: Credentials, ours: Collection[int], intent: Intent
+    name: str,
+    settings: SegmentSettings,
+    declared_by: Credentials,
+    ours: Collection[int],
+    intent: Intent,
+    fifo_root: Path,
 ) -> StoredSegment | None:
     """Take over the segment that has the key, if there is one. ``ours``: ids of those that shmd knows already.
 
@@ -176,9 +190,10 @@ def adopt(
         if lock is None:
             lock = semaphore_store.make(0, intent)
             undo.callback(semaphore_store.remove, lock.id, lock.key)
-        bells = make_bells(undo)
+        info = _info(name, found, settings, declared_by, lock, fifo_root, adopted=True)
+        segment_bells.make_fifo(info, undo)
+        bells = segment_bells.open_bells(info, undo)
         undo.pop_all()
-    info = _info(name, found, settings, declared_by, lock, adopted=True)
     semaphore_store.follow(info)
     return StoredSegment(info, bells, None)
 
@@ -196,7 +211,7 @@ def restore(info: SegmentInfo) -> StoredSegment:
         found = look(info)
         if found is None:
             raise SegmentNotFound(f"segment {info.name!r} (id {info.id}) is gone", "somebody removed it")
-        bells = make_bells(undo)
+        bells = segment_bells.open_bells(info, undo)
         undo.pop_all()
     stored = StoredSegment(info, bells, held)
     stored.seen(found.uid, found.gid, found.mode)
@@ -228,12 +243,14 @@ def _info(
     settings: SegmentSettings,
     declared_by: Credentials,
     lock: Semaphore | ListedSemaphore | None,
+    fifo_root: Path,
     *,
     adopted: bool = False,
 ) -> SegmentInfo:
+    segment_id = secrets.token_bytes(16)
     return SegmentInfo(
         name=name,
-        segment_id=secrets.token_bytes(16),
+        segment_id=segment_id,
         id=found.id,
         key=found.key,
         sem_id=-1 if lock is None else lock.id,
@@ -249,6 +266,7 @@ def _info(
         adopted=adopted,
         lifetime=settings.lifetime,
         notifier=settings.notifier,
+        fifo=segment_bells.path_of(segment_id, settings.notifier, fifo_root),
     )
 
 

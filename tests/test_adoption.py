@@ -166,16 +166,16 @@ async def _use(peer: RawPeer) -> None:
         await peer.ask(PublisherGranted, OpenPublisher(id=peer.new_id(), topic=name))
         await peer.ask(Done, Close(id=peer.new_id(), handle=seat.id))
     await peer.ask(Done, RemoveTopic(id=peer.new_id(), topic="gone"))
-    for name in NOTIFIERS:
+    for name, notifier in NOTIFIERS.items():
         lifetime = "attached" if name == "short" else "os"
-        wish = SegmentOptions(size_bytes=4096, lifetime=lifetime)
+        wish = SegmentOptions(size_bytes=4096, lifetime=lifetime, notifier=notifier)
         use = OpenSegment(id=peer.new_id(), segment=name, options=wish)
         await peer.ask(SegmentGranted, use)
         await peer.ask(SegmentGranted, OpenSegment(id=peer.new_id(), segment=name))
         await peer.ask(Done, Close(id=peer.new_id(), handle=use.id))
     await peer.ask(Done, RemoveSegment(id=peer.new_id(), segment="gone"))
     for name in ("file.kept", "file.gone"):
-        wish = SegmentOptions(size_bytes=4096, backing="file")
+        wish = SegmentOptions(size_bytes=4096, backing="file", notifier="fifo")
         await peer.ask(SegmentGranted, OpenSegment(id=peer.new_id(), segment=name, options=wish))
     await peer.ask(Done, RemoveSegment(id=peer.new_id(), segment="file.gone"))
 
@@ -246,6 +246,8 @@ async def test_daemon_killed_at_any_failpoint_leaves_what_the_next_one_can_live_
         peer.send(OpenPublisher(id=4711, topic="kept"))
         assert not isinstance(await peer.receive(), Refused)
         noted = {Path(info.fifo_dir) for info in await topics(peer) if info.notifier == "fifo"}
+        segments = (await peer.ask(SegmentList, ListSegments(id=peer.new_id()))).segments
+        noted |= {Path(info.fifo) for info in segments if info.notifier == "fifo"}
         assert set((tmp_path / "fifo").glob("*")) == noted
     final.terminate()
     assert await final.wait() == 0

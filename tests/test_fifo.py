@@ -294,7 +294,36 @@ class TestRinging:
             finally:
                 signal.signal(signal.SIGPIPE, before)
 
-    def test_ringer_without_a_free_descriptor_leaves_it_to_the_next(self) -> None:
+    @pytest.mark.parametrize("closed", [(), (0,), (0, 1, 2)])
+    def test_ringer_without_a_free_descriptor_rings_all_the_same(self, closed: tuple[int, ...]) -> None:
+        def ring() -> tuple[bool, bool, int, list[int]]:
+            for fd in closed:
+                os.close(fd)
+            with local_topic(fifo=True) as topic:
+                cursors = [topic.cursor(slot) for slot in range(2)]
+                ears = [topic.ear(f"r{slot}") for slot in range(2)]
+                for cursor in cursors:
+                    assert cursor.seek_new()
+                    assert cursor.join()
+                    assert cursor.arm()
+                appender = topic.appender()
+                _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(ears) + 1, hard))
+                taken = []
+                with contextlib.suppress(OSError):
+                    while True:
+                        taken.append(os.dup(ears[0]))
+                assert appender.append(b"x") == 1
+                rung = is_rung(ears[0]), is_rung(ears[1])
+                with pytest.raises(ChildProcessError):
+                    os.waitpid(-1, 0)
+                for fd in taken:
+                    os.close(fd)
+                return *rung, signal.pthread_sigmask(signal.SIG_BLOCK, []) == set(), [fd for fd in ears if fd < 0]
+
+        assert in_child(ring) == (True, True, True, [])
+
+    def test_ringer_that_may_have_no_descriptor_leaves_it_to_the_next(self) -> None:
         with local_topic(fifo=True) as topic:
             cursor = topic.cursor(0)
             assert cursor.seek_new()

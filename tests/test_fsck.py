@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shmd import connect, inventory, segment
-from shmd.config import instance_id
-from shmd.errors import PermissionDenied, UsageError
+from shmd import connect, fifo, inventory, segment
+from shmd.cli import upkeep
+from shmd.config import DaemonConfig, instance_id
+from shmd.errors import DaemonUnavailable, PermissionDenied, UsageError
 from tests.children import become_stranger, in_child, needs_root
 from tests.shell import TIMEOUT_S, Shell, parse_lines
 
@@ -158,6 +160,21 @@ class TestPurge:
         shell.run("purge", "--instance", daemon.instance, "--yes")
         assert fsck(shell, daemon) == []
         shell.close()
+
+    def test_purge_without_daemon_or_roster_removes_fifos(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As when all processes were killed and nothing but a transient roster knew of them."""
+        monkeypatch.setattr(upkeep, "DaemonConfig", functools.partial(DaemonConfig, runtime_dir=tmp_path))
+        root = fifo.root_of(tmp_path / "gone")
+        root.parent.mkdir()
+        fifo.settle(fifo.topic_dir(root, bytes(16)), ["r0"], os.getgid(), 0o600)
+        fifo.make(fifo.segment_path(root, bytes(16)), os.getgid(), 0o600)
+        unavailable = DaemonUnavailable("nobody listens")
+        upkeep._purge_without_daemon("gone", unavailable, yes=True)
+        assert not root.exists()
+        with pytest.raises(DaemonUnavailable):
+            upkeep._purge_without_daemon("gone", unavailable, yes=True)
 
     def test_purge_does_not_guess_whose_a_socket_was(self, shmd_start: StartDaemon) -> None:
         daemon = shmd_start(instance="default", ephemeral=False)

@@ -55,6 +55,7 @@ LAYERS: Final = {
     "roster_writer": 2,
     "segment": 2,
     "segment_adoption": 2,
+    "segment_bells": 2,
     "segment_store": 2,
     "semaphore": 2,
     "semaphore_store": 2,

@@ -388,6 +388,37 @@ async def test_clients_that_the_daemon_forgot_go_on_where_they_were(restarts: Re
 
 
 @pytest.mark.may_block
+async def test_publisher_that_the_daemon_forgot_is_woken_when_there_is_room(restarts: Restarts) -> None:
+    """It has another number and so another FIFO; who rings must look for that one."""
+    async with (
+        two_clients(restarts) as (sender, receiver),
+        sender.publisher("t", size=SMALL, when_full="wait") as publisher,
+        receiver.subscribe("t") as subscription,
+    ):
+        await restarts.kill(sender, receiver)
+        edit_roster(restarts, forget)
+        await restarts.start(sender, receiver)
+        await until(lambda: not (sender._hub.adrift or receiver._hub.adrift))  # from here on only bells wake
+        with contextlib.suppress(shmd.TopicFull):
+            while True:
+                publisher.publish_nowait("filler")
+        waiting = asyncio.create_task(publisher.publish("last"))
+        await turns()
+        if publisher.info.notifier == "fifo":
+            offset, _ = _core.layout()["ctl"]["waiters"]
+            with segment.attach(publisher.info.ctl_id, readonly=True) as ctl:
+                marked = fifo.publisher_name(_core.load_word(ctl.mapping, offset) >> 32)
+            assert marked in os.listdir(publisher.info.fifo_dir)
+            assert marked != fifo.publisher_name(publisher.number)
+        values = []
+        while "last" not in values:
+            record = await subscription.get()
+            assert record.publisher == publisher.number
+            values.append(record.value)
+        await waiting
+
+
+@pytest.mark.may_block
 async def test_topics_of_a_lost_roster_are_gone(restarts: Restarts) -> None:
     async with (
         two_clients(restarts) as (sender, receiver),

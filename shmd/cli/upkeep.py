@@ -40,7 +40,7 @@ def purge(yes: bool, socket_path: str | None, instance: str | None) -> None:
     """Remove every topic of the instance, and every segment that shmd made in memory.
 
     Files, and segments that were adopted from other programs, stay: see `shmd segment rm`. Without a daemon, of
-    --instance or the default one.
+    --instance or the default one, and with what FIFOs are left of it in the default runtime directory.
     """
     try:
         topics, found = run(list_all(">", socket_path, instance))
@@ -95,16 +95,20 @@ async def _purge(topics: Sequence[str], segments: Sequence[str], socket_path: st
 
 
 def _purge_without_daemon(instance: str, unavailable: DaemonUnavailable, *, yes: bool) -> None:
-    """By the roster that the daemon left; if there is none, the daemon is what was missing."""
-    instance_bytes = instance_id(instance, os.getuid())
+    """By the roster that the daemon left. If there is none, all that may be left are FIFOs in the runtime directory; if
+    there are none, either, the daemon is what was missing.
+    """
+    instance_bytes, instance_dir = instance_id(instance, os.getuid()), DaemonConfig(instance=instance).instance_dir
     found = inventory.take().of(instance_bytes).segments
     if not found:
-        raise unavailable
+        if not inventory.remove_fifos(instance_dir):
+            raise unavailable
+        return
     segments = [one for one in found if not one.stat.removed]  # those go by themselves, with whoever is attached
     if segments and not yes:
         _show(inventory.in_order(segments))
         click.confirm(f"There is no daemon. Remove these {len(segments)} segments?", abort=True, err=True)
-    inventory.remove_instance(instance_bytes, DaemonConfig(instance=instance).instance_dir)
+    inventory.remove_instance(instance_bytes, instance_dir)
 
 
 def _reclaim(orphans: Sequence[Found]) -> None:

@@ -73,6 +73,8 @@ class SegmentInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Of a file; empty for memory."""
     lifetime: Lifetime = "os"
     notifier: Notifier = "eventfd"
+    fifo: Annotated[str, msgspec.Meta(max_length=limits.FIFO_DIR_BYTES_MAX)] = ""
+    """`fifo`: absolute path of its notify bell, of which each byte wakes one of those who wait; else empty."""
 
 
 class SegmentCounters(msgspec.Struct, frozen=True, kw_only=True):

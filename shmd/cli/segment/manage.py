@@ -71,6 +71,7 @@ def _number(text: str, kind: str, find: Any) -> int:
 @click.option("--ftok", type=_ftok, metavar="PATH:ID", help="The key that ftok(PATH, ID) makes in C.")
 @click.option("--adopt", is_flag=True, help="Take over a segment with this key that somebody else made.")
 @click.option("--exclusive", is_flag=True, help="Fail if there is one of this name.")
+@click.option("--notifier", type=click.Choice(["eventfd", "fifo"]), help="What wakes those who wait: all, or one each.")
 @click.option("--backing", type=click.Choice(["memory", "file"]), help="A file survives a reboot.")
 @json_option
 @daemon_options
@@ -153,6 +154,7 @@ def stat(name: str, as_json: bool, socket_path: str | None, instance: str | None
         "attached": _time(kernel.attach_time),
         "detached": _time(kernel.detach_time),
         "changed": _time(kernel.change_time),
+        "notifier": info.notifier + (f" {info.fifo}" if info.fifo else ""),
         "lock": f"semaphore {info.sem_id} (key {info.sem_key:#010x})" if info.sem_id >= 0 else "-",
     }
     click.echo("\n".join(f"{label:<16}{value}" for label, value in rows.items()))

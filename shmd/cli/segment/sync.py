@@ -97,18 +97,19 @@ async def _run(command: Sequence[str]) -> int:
 
 @click.command()
 @click.argument("name")
+@click.option("--count", type=int, default=1, show_default=True, help="Where that is a FIFO: wake so many.")
 @daemon_options
-def notify(name: str, socket_path: str | None, instance: str | None) -> None:
-    """Wake everybody who waits for the segment NAME."""
-    run(_notify(name, socket_path, instance))
+def notify(name: str, count: int, socket_path: str | None, instance: str | None) -> None:
+    """Wake everybody who waits for the segment NAME; or one of them, where its notifier is a FIFO."""
+    run(_notify(name, count, socket_path, instance))
 
 
-async def _notify(name: str, socket_path: str | None, instance: str | None) -> None:
+async def _notify(name: str, count: int, socket_path: str | None, instance: str | None) -> None:
     async with (
         connect(socket_path, instance, "shmd segment notify") as client,
         client.segment(name, create=False, readonly=True) as segment,
     ):
-        segment.notify()
+        segment.notify(count)
 
 
 @click.command()
@@ -116,7 +117,7 @@ async def _notify(name: str, socket_path: str | None, instance: str | None) -> N
 @click.option("--timeout", type=time, metavar="TIME", help="Fail after so long, like 10s.")
 @daemon_options
 def wait(name: str, timeout: float | None, socket_path: str | None, instance: str | None) -> None:
-    """Wait until somebody notifies the segment NAME, from now on."""
+    """Wait until somebody notifies the segment NAME, from now on; where its notifier is a FIFO, take one byte out."""
     run(_wait(name, timeout, socket_path, instance))
 
 
