@@ -11,6 +11,7 @@ import pytest
 import sysv_ipc
 
 import shmd
+from shmd.errors import SegmentRemoved
 from tests.loop_turns import until
 from tests.restarts import Restarts
 
@@ -165,7 +166,7 @@ class TestNotifying:
             c = drive()
             c.ask("remove-segment frame", "0")
             c.ask("remove-segment frame", failure(errno.ENOENT))
-            with pytest.raises(shmd.SegmentRemoved):
+            with pytest.raises(SegmentRemoved):
                 await segment.wait()
 
 
