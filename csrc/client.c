@@ -1,5 +1,6 @@
 /*
- * The C client: its connection, and requests about topics. publish.c and subscribe.c have the rest of client.h.
+ * The C client: its connection, and requests about topics. publish.c, subscribe.c and rawsegment.c have the rest of
+ * client.h.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,8 +33,10 @@ int shmd_connect(const char *path, const char *name, struct shmd_client **client
 void shmd_disconnect(struct shmd_client *client) {
     if (client == NULL)
         return;
-    while (client->seats != NULL) { /* a seat is the first member of both */
-        if (client->seats->publishes)
+    while (client->seats != NULL) { /* a seat is the first member of all three */
+        if (client->seats->raw)
+            shmd_close_segment((struct shmd_segment *)client->seats);
+        else if (client->seats->publishes)
             shmd_close_publisher((struct shmd_publisher *)client->seats);
         else
             shmd_close_subscriber((struct shmd_subscriber *)client->seats);

@@ -1,5 +1,6 @@
 /*
- * shmd for C programs: publish to topics and subscribe to them, together with programs in Python or anything else.
+ * shmd for C programs: publish to topics and subscribe to them, and share raw segments, together with programs in Python or
+ * anything else.
  *
  *     struct shmd_client *client;
  *     struct shmd_subscriber *subscriber;
@@ -47,6 +48,7 @@ SHMD_API_BEGIN
 struct shmd_client;
 struct shmd_publisher;
 struct shmd_subscriber;
+struct shmd_segment;
 
 /* --- the connection --- */
 
@@ -164,6 +166,65 @@ bool shmd_tethered(const struct shmd_subscriber *subscriber);
 int shmd_subscriber_fd(const struct shmd_subscriber *subscriber);
 int shmd_arm(struct shmd_subscriber *subscriber);
 int shmd_poll_timeout_ms(const struct shmd_subscriber *subscriber);
+
+/* --- raw segments: all bytes are the program's, shared with Python's client.segment() and with whoever attaches the key --- */
+
+enum shmd_create {
+    SHMD_CREATE,           /* if there is none */
+    SHMD_CREATE_EXCLUSIVE, /* -EEXIST if there is one */
+    SHMD_OPEN_ONLY,        /* -ENOENT if there is none */
+};
+
+/* All zero: no opinion, which matches what exists, and takes the defaults where the segment is created. */
+struct shmd_segment_options {
+    uint64_t size_bytes; /* needed where it is created; one that exists may be larger */
+    unsigned mode;       /* such as 0640 */
+    int key;             /* such as ftok(path, 's'); a random one */
+    bool adopt;          /* take over the segment with that key though shmd did not make it */
+    enum shmd_create create;
+    bool readonly;            /* writing to its memory is then a SIGSEGV */
+    enum shmd_choice file;    /* a file of the daemon's, mapped, which survives a reboot; it has neither key nor id */
+    enum shmd_choice attached; /* gone with its last user, and without a key or lock */
+};
+
+struct shmd_segment_info {
+    char name[256];
+    uint8_t segment_id[16];
+    int32_t id;       /* System V id; -1: a file */
+    uint32_t key;     /* 0: none */
+    int32_t sem_id;   /* of the semaphore that is its lock; -1: it has none */
+    uint32_t sem_key;
+    uint64_t size_bytes;
+    uint32_t mode, uid, gid, creator_uid;
+    bool adopted, file, attached;
+    char sync[16]; /* of a file: "none", "interval", or "always": what a power failure may cost. "" is "none" */
+    char path[512]; /* of a file */
+};
+
+/* `options` may be NULL: -EINVAL then if it does not exist yet, for want of a size. -EEXIST is also that it exists with other
+ * options (shmd_error_code() is "segment-mismatch"), or that another segment has the key. */
+int shmd_open_segment(struct shmd_client *client, const char *name, const struct shmd_segment_options *options,
+                      struct shmd_segment **segmentp);
+/* Detach, and free the lock if it is held. The segment stays, as its lifetime says. */
+void shmd_close_segment(struct shmd_segment *segment);
+/* Its name and key are free at once; who has it attached may go on using the memory. */
+int shmd_remove_segment(struct shmd_client *client, const char *name);
+/* Where it is attached, until it is closed: also after it was removed, and without a daemon. */
+void *shmd_segment_memory(const struct shmd_segment *segment);
+size_t shmd_segment_size(const struct shmd_segment *segment);
+const struct shmd_segment_info *shmd_segment_about(const struct shmd_segment *segment);
+/* Wake all who wait for a change, in every process. Of a file with "always" the bytes go to the disk first. -EIDRM. */
+int shmd_segment_notify(struct shmd_segment *segment);
+/* Until somebody (also this program) notified since the last call returned, or since it was opened: several calls may come
+ * as one. SHMD_EMPTY: nobody did in time. May return without reason while the daemon is away, and after it came back: look
+ * at the memory. Reconnects as shmd_next() does. -EIDRM: it was removed. -EINTR. */
+int shmd_segment_wait(struct shmd_segment *segment, int timeout_ms);
+/* The lock is a System V semaphore that anybody may use: {0, -1, SEM_UNDO} takes it. The kernel frees it if its owner dies, and
+ * only then does the data need a look. SHMD_BUSY: somebody else had it all the time. -EDEADLK: we have it already; opened
+ * twice in one program, it is a lock between the two. -EOPNOTSUPP: there is none (`attached`). -EIDRM, -EACCES, -EINTR. */
+int shmd_segment_lock(struct shmd_segment *segment, int timeout_ms);
+/* -EPERM: we do not have it. */
+int shmd_segment_unlock(struct shmd_segment *segment);
 
 SHMD_API_END
 

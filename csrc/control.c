@@ -206,7 +206,7 @@ static int receive(struct shmd_client *client, int64_t deadline_ns, struct shmd_
 }
 
 static void heed(struct shmd_client *client, const struct shmd_reply *reply) {
-    if (reply->type == SHMD_EVENT_TOPIC_GONE)
+    if (reply->type == SHMD_EVENT_TOPIC_GONE || reply->type == SHMD_EVENT_SEGMENT_GONE)
         shmd_seats_topic_gone(client, reply->topic_id);
     else if (reply->type == SHMD_EVENT_UNTETHERED)
         shmd_seats_untethered(client, reply->handle);
@@ -262,9 +262,11 @@ static void give_up(struct shmd_client *client, uint64_t target) {
 /* Both bells, or none where there are FIFOs instead; of a `resumed` only its seat knows which. */
 static bool brings_its_bells(const struct shmd_reply *reply) {
     if (reply->type == SHMD_REPLY_RESUMED)
-        return reply->fds == SHMD_FDS_MAX || reply->fds == 0;
+        return reply->fds == SHMD_BELLS || reply->fds == 0;
+    if (reply->type == SHMD_REPLY_SEGMENT)
+        return reply->fds == SHMD_BELLS + (reply->segment.file ? 1 : 0);
     bool grants = reply->type == SHMD_REPLY_PUBLISHER || reply->type == SHMD_REPLY_SUBSCRIBER;
-    return !grants || reply->fds == (reply->topic.fifo ? 0 : SHMD_FDS_MAX);
+    return !grants || reply->fds == (reply->topic.fifo ? 0 : SHMD_BELLS);
 }
 
 int shmd_control_ask(struct shmd_client *client, const struct shmd_request *r, enum shmd_reply_type want,

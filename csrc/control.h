@@ -10,7 +10,8 @@
 #include "bystander.h"
 #include "messages.h"
 
-#define SHMD_FDS_MAX 2u            /* a record bell and a space bell */
+#define SHMD_BELLS 2u   /* of a grant: record bell and space bell, or notify bell and lock bell */
+#define SHMD_FDS_MAX 3u /* and the file of a segment that is one */
 #define SHMD_REQUEST_TIMEOUT_MS 30000 /* a daemon that does not answer for so long is stuck */
 #define SHMD_CONNECT_TIMEOUT_MS 5000
 #define SHMD_RESUME_TIMEOUT_MS 1000 /* within shmd_next() and shmd_publish(), for which records may wait meanwhile */

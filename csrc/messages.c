@@ -15,7 +15,9 @@ enum field_kind {
     NAME,  /* may not be longer, nor hold a zero */
     ID16,
     WORD,  /* one of two words: true for the first */
-    TOPIC, /* a map of a topic's own fields */
+    SYSV_ID, /* a number from -1, which is none, up to `max` */
+    TOPIC,   /* a map of a topic's own fields */
+    SEGMENT, /* of a segment's */
 };
 
 struct field {
@@ -31,6 +33,7 @@ struct field {
 #define U32_MAX 0xffffffffull
 #define U63_MAX 0x7fffffffffffffffull
 #define ID_MAX (1ull << 53)
+#define SYSV_ID_MAX 0x7fffffffull
 #define SLOTS_MAX 1023u
 #define AT(type, member) offsetof(struct type, member), sizeof(((struct type *)0)->member)
 #define NUMBER(type, member, max_value) {#member, UINT, true, AT(type, member), max_value, {NULL, NULL}}
@@ -56,7 +59,27 @@ static const struct field topic_fields[] = {
     {NULL, UINT, false, 0, 0, 0, {NULL, NULL}},
 };
 
-#define FDS_FIELD {"fds", UINT, false, AT(shmd_reply, fds), 2, {NULL, NULL}}
+static const struct field segment_fields[] = {
+    {"name", NAME, true, AT(shmd_segment_info, name), 0, {NULL, NULL}},
+    {"segment_id", ID16, true, AT(shmd_segment_info, segment_id), 0, {NULL, NULL}},
+    {"id", SYSV_ID, true, AT(shmd_segment_info, id), SYSV_ID_MAX, {NULL, NULL}},
+    NUMBER(shmd_segment_info, key, U32_MAX),
+    {"sem_id", SYSV_ID, false, AT(shmd_segment_info, sem_id), SYSV_ID_MAX, {NULL, NULL}},
+    {"sem_key", UINT, false, AT(shmd_segment_info, sem_key), U32_MAX, {NULL, NULL}},
+    NUMBER(shmd_segment_info, size_bytes, U63_MAX),
+    NUMBER(shmd_segment_info, mode, 0777),
+    NUMBER(shmd_segment_info, uid, U32_MAX),
+    NUMBER(shmd_segment_info, gid, U32_MAX),
+    NUMBER(shmd_segment_info, creator_uid, U32_MAX),
+    OPTIONAL_FLAG(shmd_segment_info, adopted),
+    {"backing", WORD, false, AT(shmd_segment_info, file), 0, {"file", "memory"}},
+    {"sync", NAME, false, AT(shmd_segment_info, sync), 0, {NULL, NULL}},
+    {"path", NAME, false, AT(shmd_segment_info, path), 0, {NULL, NULL}},
+    {"lifetime", WORD, false, AT(shmd_segment_info, attached), 0, {"attached", "os"}},
+    {NULL, UINT, false, 0, 0, 0, {NULL, NULL}},
+};
+
+#define FDS_FIELD {"fds", UINT, false, AT(shmd_reply, fds), 3, {NULL, NULL}}
 #define END_OF_FIELDS {NULL, UINT, false, 0, 0, 0, {NULL, NULL}}
 #define ID_FIELD NUMBER(shmd_reply, id, ID_MAX)
 #define TOPIC_FIELD {"topic", TOPIC, true, AT(shmd_reply, topic), 0, {NULL, NULL}}
@@ -98,6 +121,12 @@ static const struct field subscriber_fields[] = {
     FDS_FIELD,
     END_OF_FIELDS,
 };
+static const struct field segment_granted_fields[] = {
+    ID_FIELD,
+    {"segment", SEGMENT, true, AT(shmd_reply, segment), 0, {NULL, NULL}},
+    FDS_FIELD,
+    END_OF_FIELDS,
+};
 static const struct field topic_added_fields[] = {
     NUMBER(shmd_reply, watch, ID_MAX),
     TOPIC_NAME_FIELD,
@@ -106,6 +135,10 @@ static const struct field topic_added_fields[] = {
 static const struct field topic_gone_fields[] = {
     TOPIC_NAME_FIELD,
     {"topic_id", ID16, true, AT(shmd_reply, topic_id), 0, {NULL, NULL}},
+    END_OF_FIELDS,
+};
+static const struct field segment_gone_fields[] = {
+    {"segment_id", ID16, true, AT(shmd_reply, topic_id), 0, {NULL, NULL}},
     END_OF_FIELDS,
 };
 static const struct field untethered_fields[] = {
@@ -127,8 +160,10 @@ static const struct {
     {"publisher", SHMD_REPLY_PUBLISHER, 2, publisher_fields},
     {"subscriber", SHMD_REPLY_SUBSCRIBER, 2, subscriber_fields},
     {"resumed", SHMD_REPLY_RESUMED, 2, resumed_fields},
+    {"segment-granted", SHMD_REPLY_SEGMENT, 2, segment_granted_fields},
     {"topic-added", SHMD_EVENT_TOPIC_ADDED, 0, topic_added_fields},
     {"topic-gone", SHMD_EVENT_TOPIC_GONE, 0, topic_gone_fields},
+    {"segment-gone", SHMD_EVENT_SEGMENT_GONE, 0, segment_gone_fields},
     {"untethered", SHMD_EVENT_UNTETHERED, 0, untethered_fields},
 };
 #define TYPES (sizeof types / sizeof *types)
@@ -141,6 +176,15 @@ static int store_number(const struct field *field, const struct shmd_item *item,
         memcpy(to, &narrow, sizeof narrow);
     else
         memcpy(to, &item->number, sizeof item->number);
+    return 0;
+}
+
+static int store_sysv_id(const struct field *field, const struct shmd_item *item, uint8_t *to) {
+    bool none = item->kind == SHMD_INT && item->integer == -1;
+    if (!none && (item->kind != SHMD_UINT || item->number > field->max))
+        return -EBADMSG;
+    int32_t id = none ? -1 : (int32_t)item->number;
+    memcpy(to, &id, sizeof id);
     return 0;
 }
 
@@ -180,7 +224,10 @@ static int store(const struct field *field, const struct shmd_item *item, void *
         if (shmd_item_is(item, field->words[0]))
             return store_flag(to, true);
         return shmd_item_is(item, field->words[1]) ? store_flag(to, false) : -EBADMSG;
+    case SYSV_ID:
+        return store_sysv_id(field, item, to);
     case TOPIC:
+    case SEGMENT:
         break;
     }
     return -EBADMSG;
@@ -193,14 +240,15 @@ static const struct field *find_field(const struct field *fields, const struct s
     return NULL;
 }
 
-static int decode_topic(struct shmd_unpacker *unpacker, void *to);
+static int decode_map(struct shmd_unpacker *unpacker, const struct field *fields, void *base);
 
 static int decode_field(struct shmd_unpacker *unpacker, const struct field *field, void *base) {
     struct shmd_item item;
     if (field == NULL)
         return shmd_unpack_skip(unpacker);
-    if (field->kind == TOPIC)
-        return decode_topic(unpacker, (uint8_t *)base + field->offset);
+    if (field->kind == TOPIC || field->kind == SEGMENT)
+        return decode_map(unpacker, field->kind == TOPIC ? topic_fields : segment_fields,
+                          (uint8_t *)base + field->offset);
     struct shmd_unpacker before = *unpacker;
     if (shmd_unpack(unpacker, &item) != 0)
         return -EBADMSG;
@@ -235,8 +283,6 @@ static int decode_map(struct shmd_unpacker *unpacker, const struct field *fields
     return 0;
 }
 
-static int decode_topic(struct shmd_unpacker *unpacker, void *to) { return decode_map(unpacker, topic_fields, to); }
-
 /* Find the message's "type", wherever it stands in the map. */
 static int find_type(struct shmd_unpacker unpacker, struct shmd_item *typep) {
     struct shmd_item map, key;
@@ -256,7 +302,7 @@ static int find_type(struct shmd_unpacker unpacker, struct shmd_item *typep) {
 int shmd_reply_decode(const uint8_t *packet, size_t size, struct shmd_reply *replyp) {
     struct shmd_unpacker unpacker = {packet, packet + size};
     struct shmd_item type;
-    *replyp = (struct shmd_reply){.type = SHMD_REPLY_OTHER};
+    *replyp = (struct shmd_reply){.type = SHMD_REPLY_OTHER, .segment = {.sem_id = -1}};
     if (find_type(unpacker, &type) != 0)
         return -EBADMSG;
     for (size_t i = 0; i < TYPES; i++) {
@@ -283,6 +329,9 @@ int shmd_code_errno(const char *code) {
         {"invalid-name", EINVAL},         {"invalid-option", EINVAL},
         {"topic-removed", EIDRM},         {"segment-limit", ENOSPC},
         {"segment-no-memory", ENOMEM},    {"segment-access-denied", EACCES},
+        {"segment-exists", EEXIST},       {"segment-mismatch", EEXIST},
+        {"segment-not-found", ENOENT},    {"segment-removed", EIDRM},
+        {"segment-invalid", EINVAL},
     };
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if (strcmp(codes[i].code, code) == 0)
@@ -349,4 +398,27 @@ void shmd_request_options(struct shmd_request *r, const struct shmd_topic_option
         pack_double(r, "stall_timeout_s", o->stall_timeout_s);
     if (o->fifo != SHMD_EITHER)
         shmd_request_text(r, "notifier", o->fifo == SHMD_YES ? "fifo" : "eventfd");
+}
+
+void shmd_request_segment_options(struct shmd_request *r, const struct shmd_segment_options *o) {
+    unsigned count = (o->size_bytes != 0) + 0u;
+    count += (o->mode != 0) + 0u;
+    count += (o->key != 0) + 0u;
+    count += o->adopt + 0u;
+    count += (o->file != SHMD_EITHER) + 0u;
+    count += (o->attached != SHMD_EITHER) + 0u;
+    shmd_pack_text(&r->packer, "options");
+    shmd_pack_map(&r->packer, count);
+    if (o->size_bytes != 0)
+        shmd_request_uint(r, "size_bytes", o->size_bytes);
+    if (o->mode != 0)
+        shmd_request_uint(r, "mode", o->mode);
+    if (o->key != 0)
+        shmd_request_uint(r, "key", (uint32_t)o->key);
+    if (o->adopt)
+        shmd_request_bool(r, "adopt", true);
+    if (o->file != SHMD_EITHER)
+        shmd_request_text(r, "backing", o->file == SHMD_YES ? "file" : "memory");
+    if (o->attached != SHMD_EITHER)
+        shmd_request_text(r, "lifetime", o->attached == SHMD_YES ? "attached" : "os");
 }

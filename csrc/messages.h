@@ -24,8 +24,10 @@ enum shmd_reply_type {
     SHMD_REPLY_PUBLISHER,
     SHMD_REPLY_SUBSCRIBER,
     SHMD_REPLY_RESUMED,
+    SHMD_REPLY_SEGMENT,
     SHMD_EVENT_TOPIC_ADDED,
     SHMD_EVENT_TOPIC_GONE,
+    SHMD_EVENT_SEGMENT_GONE,
     SHMD_EVENT_UNTETHERED,
 };
 
@@ -40,11 +42,12 @@ struct shmd_reply {
     bool resumed;
     char code[48], message[512], hint[512];   /* refused; cut off if they are longer */
     struct shmd_topic_info topic;             /* topic, publisher, subscriber */
+    struct shmd_segment_info segment;         /* segment */
     uint32_t publisher, slot, incarnation;
     bool from_start;
     uint64_t watch, handle;                   /* events */
     char topic_name[SHMD_TOPIC_NAME_BYTES_MAX + 1];
-    uint8_t topic_id[16];
+    uint8_t topic_id[16]; /* or a segment's */
 };
 
 /* -EBADMSG if it is no message, lacks a field, or holds one that cannot be. */
@@ -64,5 +67,6 @@ void shmd_request_text(struct shmd_request *r, const char *field, const char *va
 void shmd_request_uint(struct shmd_request *r, const char *field, uint64_t value);
 void shmd_request_bool(struct shmd_request *r, const char *field, bool value);
 void shmd_request_options(struct shmd_request *r, const struct shmd_topic_options *options);
+void shmd_request_segment_options(struct shmd_request *r, const struct shmd_segment_options *options);
 
 #endif

@@ -121,8 +121,9 @@ void shmd_seat_swap_bells(struct shmd_seat *seat, const int *fds) {
     (void)watch(seat, seat->client->fd, 0);
     close(old_record);
     close(old_space);
-    (void)shmd_bell_ring(&seat->log, shmd_bell_of(&seat->log, ringing_fd(seat)),
-                         seat->publishes ? SHMD_READERS : SHMD_PUBLISHERS);
+    struct shmd_bell bell = seat->raw ? (struct shmd_bell){ringing_fd(seat), SHMD_BELL_EVENTFD}
+                                      : shmd_bell_of(&seat->log, ringing_fd(seat));
+    (void)shmd_bell_ring(&seat->log, bell, seat->publishes ? SHMD_READERS : SHMD_PUBLISHERS);
 }
 
 void shmd_seat_regrant(struct shmd_seat *seat, const struct shmd_reply *granted, const int *fds) {
@@ -132,6 +133,34 @@ void shmd_seat_regrant(struct shmd_seat *seat, const struct shmd_reply *granted,
 }
 
 /* --- a seat's life --- */
+
+/* Listen, attach, and be one of the client's seats; on failure nothing stays. */
+static int take_seat(struct shmd_seat *seat, int *fds) {
+    struct shmd_client *client = seat->client;
+    seat->record_fd = fds[0];
+    seat->space_fd = fds[1];
+    seat->client_number = client->number;
+    seat->doze_ns = DOZE_MIN_NS;
+    seat->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    int result = seat->epoll_fd < 0 ? -errno : watch_bell(seat);
+    if (result == 0)
+        result = watch(seat, client->fd, 0);
+    if (result != 0)
+        (void)shmd_fail(client, result, "bells cannot be watched: %s", strerror(-result));
+    else if (!seat->raw)
+        result = attach_both(seat);
+    if (result == 0) {
+        seat->next = client->seats;
+        client->seats = seat;
+        return 0;
+    }
+    detach(seat);
+    if (seat->epoll_fd >= 0)
+        close(seat->epoll_fd);
+    close_bells(fds);
+    shmd_control_close(client, seat->handle);
+    return result;
+}
 
 int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds,
                    bool publishes) {
@@ -144,28 +173,20 @@ int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const str
         shmd_control_close(client, granted->id);
         return result;
     }
-    seat->record_fd = fds[0];
-    seat->space_fd = fds[1];
-    seat->client_number = client->number;
-    seat->doze_ns = DOZE_MIN_NS;
-    seat->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    result = seat->epoll_fd < 0 ? -errno : watch_bell(seat);
-    if (result == 0)
-        result = watch(seat, client->fd, 0);
-    if (result != 0)
-        (void)shmd_fail(client, result, "bells cannot be watched: %s", strerror(-result));
-    else
-        result = attach_both(seat);
+    return take_seat(seat, fds);
+}
+
+int shmd_seat_open_raw(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds) {
+    seat->client = client;
+    seat->handle = granted->id;
+    seat->raw = true;
+    memcpy(seat->info.name, granted->segment.name, sizeof seat->info.name);
+    memcpy(seat->info.topic_id, granted->segment.segment_id, sizeof seat->info.topic_id);
+    int result = take_seat(seat, fds);
     if (result == 0) {
-        seat->next = client->seats;
-        client->seats = seat;
-        return 0;
+        shmd_seat_look(seat); /* a bell that is new to us counts as rung */
+        seat->rang = false;
     }
-    detach(seat);
-    if (seat->epoll_fd >= 0)
-        close(seat->epoll_fd);
-    close_bells(fds);
-    shmd_control_close(client, granted->id);
     return result;
 }
 
@@ -239,6 +260,8 @@ static int wait_events(struct shmd_seat *seat, int timeout_ms) {
             shmd_control_dispatch(seat->client);
         else if (seat->info.fifo)
             empty_fifo(events[i].data.fd);
+        else
+            seat->rang = true;
     return count;
 }
 
@@ -272,7 +295,7 @@ int shmd_seat_resume(struct shmd_seat *seat, int64_t deadline_ns) {
     shmd_control_begin(client, &r, "resume", 1);
     shmd_request_uint(&r, "handle", seat->handle);
     int result = shmd_control_ask(client, &r, SHMD_REPLY_RESUMED, deadline_ns, &reply, fds);
-    if (result == 0 && reply.fds != (seat->info.fifo ? 0 : SHMD_FDS_MAX)) {
+    if (result == 0 && reply.fds != (seat->info.fifo ? 0 : SHMD_BELLS)) {
         if (reply.fds > 0)
             close_bells(fds);
         return shmd_fail(client, -EPROTO, "the daemon sent bells of another kind than topic %s has", seat->info.name);

@@ -1,6 +1,6 @@
 /*
  * One grant in use by a C client: its two segments, its two bells, and how to sleep until one of them rings. Internal to
- * the library. A publisher and a subscriber each begin with one.
+ * the library. A publisher, a subscriber and a raw segment each begin with one.
  */
 #ifndef SHMD_SEAT_H
 #define SHMD_SEAT_H
@@ -13,6 +13,8 @@ struct shmd_seat {
     struct shmd_seat *next;
     uint64_t handle; /* what the daemon calls this grant: the id of the request that opened it */
     bool publishes;
+    bool raw;  /* a segment's: `info` has its name and id only, and the two bells are its notify bell and its lock bell */
+    bool rang; /* a segment's notify bell, since this was last cleared */
     uint64_t client_number; /* what the client was called when it was granted */
     int failure;     /* why it cannot go on: -EIDRM, or what a daemon that came back refused it with */
     bool untethered; /* the daemon took the tether, and will not give it back */
@@ -30,6 +32,8 @@ struct shmd_seat {
 /* Attach what `granted` names, and take its bells over; on failure they are closed, and nothing stays. */
 int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds,
                    bool publishes);
+/* The same for a raw segment, which the caller attaches. */
+int shmd_seat_open_raw(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds);
 void shmd_seat_close(struct shmd_seat *seat);
 /* Go on with the same grant: ask for its bells, and use them. */
 int shmd_seat_resume(struct shmd_seat *seat, int64_t deadline_ns);
@@ -51,6 +55,7 @@ void shmd_keep_in_touch(struct shmd_client *client);
 /* Connect again, and have every seat go on. */
 int shmd_client_retake(struct shmd_client *client, int64_t deadline_ns);
 
+/* Also for a segment that was removed. */
 void shmd_seats_topic_gone(struct shmd_client *client, const uint8_t topic_id[16]);
 void shmd_seats_untethered(struct shmd_client *client, uint64_t handle);
 

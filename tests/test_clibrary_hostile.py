@@ -32,6 +32,11 @@ TOPIC: Final = {
     "size_bytes": 4096, "when_full": "discard-old", "exclusive": False, "mode": 0o600, "uid": 0, "gid": 0,
     "created_ns": 0,
 }  # fmt: skip
+SEGMENT: Final = {
+    "name": "frame", "segment_id": b"y" * 16, "id": 2**31 - 1, "key": 0, "size_bytes": 4096, "mode": 0o600, "uid": 0,
+    "gid": 0, "creator_uid": 0, "creator_gid": 0, "declared_by": 0, "created_ns": 0,
+}  # fmt: skip
+SEGMENT_GRANT: Final = {"type": "segment-granted", "id": 2, "segment": SEGMENT, "readonly": False}
 GRANT: Final = {"type": "publisher", "id": 2, "topic": TOPIC, "publisher": 1}
 Answer = tuple[bytes, int]
 """A packet, and how many descriptors come beside it."""
@@ -90,12 +95,12 @@ def liar(tmp_path: Path) -> Iterator[Callable[[list[list[Answer]]], Liar]]:
         each.close()
 
 
-def connect_to(c: Program, lying: Liar) -> str:
-    """The result of connecting, and of opening a publisher if that went well. No descriptor may stay."""
+def connect_to(c: Program, lying: Liar, opening: str = "publisher prices") -> str:
+    """The result of connecting, and of opening something if that went well. No descriptor may stay."""
     before = int(c.ask("descriptors"))
     result = c.ask(f"connect {lying.path}")
     if result.split()[0] == "0":
-        result = c.ask("publisher prices")
+        result = c.ask(opening)
     c.ask("disconnect", "0")
     assert int(c.ask("descriptors")) == before
     return result
@@ -180,6 +185,50 @@ def test_c_client_refuses_a_segment_that_is_no_topic(
         finally:
             made.close()
             segment.remove(made.id)
+
+
+FILE: Final = SEGMENT | {"id": -1, "backing": "file"}
+SEGMENT_LIES: Final[dict[str, tuple[Answer, int]]] = {
+    "names no segment": ((packed(SEGMENT_GRANT), 2), errno.EIDRM),
+    "names a segment that is none": ((packed(SEGMENT_GRANT, segment=SEGMENT | {"id": -1}), 2), errno.EIDRM),
+    "names an id that cannot be": ((packed(SEGMENT_GRANT, segment=SEGMENT | {"id": 2**31}), 2), errno.EPROTO),
+    "names an id below -1": ((packed(SEGMENT_GRANT, segment=SEGMENT | {"id": -2}), 2), errno.EPROTO),
+    "names a path that is too long": ((packed(SEGMENT_GRANT, segment=FILE | {"path": "x" * 600}), 3), errno.EPROTO),
+    "lacks a field": ((packed(SEGMENT_GRANT, segment={"name": "frame"}), 2), errno.EPROTO),
+    "sends one bell": ((packed(SEGMENT_GRANT, fds=1), 1), errno.EPROTO),
+    "sends a file with memory": ((packed(SEGMENT_GRANT, fds=3), 3), errno.EPROTO),
+    "sends no file": ((packed(SEGMENT_GRANT, segment=FILE), 2), errno.EPROTO),
+    "sends four descriptors": ((packed(SEGMENT_GRANT, segment=FILE, fds=4), 4), errno.EPROTO),
+    "sends as file what is none": ((packed(SEGMENT_GRANT, segment=FILE, fds=3), 3), errno.EPROTO),
+    "grants a publisher": ((packed(GRANT), 2), errno.EPROTO),
+}
+"""What a daemon answers to a wish for a segment, and what is to be made of it."""
+
+
+@pytest.mark.parametrize("lie", SEGMENT_LIES)
+def test_c_client_opens_no_segment_of_a_daemon_that(
+    lie: str, liar: Callable[[list[list[Answer]]], Liar], c_programs: CPrograms
+) -> None:
+    answer, expected = SEGMENT_LIES[lie]
+    with c_programs.start("drive") as c:
+        result = connect_to(c, liar([WELCOMED, [answer]]), "segment frame size 4096")
+    assert result.split()[0] == str(-expected)
+
+
+@pytest.mark.parametrize("claim", [{"size_bytes": 2**62}, {"size_bytes": 1}, {"key": 12345}, {"creator_uid": 54321}])
+def test_c_client_refuses_a_segment_that_is_not_what_the_daemon_says(
+    claim: dict[str, int], liar: Callable[[list[list[Answer]]], Liar], c_programs: CPrograms
+) -> None:
+    made = segment.create(4096)
+    try:
+        told = SEGMENT | {"id": made.id, "key": made.stat().key, "creator_uid": os.geteuid()} | claim
+        with c_programs.start("drive") as c:
+            answer = connect_to(c, liar([WELCOMED, [(packed(SEGMENT_GRANT, segment=told), 2)]]), "segment frame")
+        assert int(answer.split()[0]) == -errno.EIDRM
+        assert made.stat().attachments == 1
+    finally:
+        made.close()
+        segment.remove(made.id)
 
 
 @pytest.mark.parametrize("seed", range(20))

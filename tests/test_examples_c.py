@@ -121,6 +121,34 @@ class TestStatistics:
             assert run(c_programs["stats_write"], meeting, "1") == f"accepted {accepted + 1}\n"
 
 
+class TestInteroperation:
+    """What examples/c/README.md says of segments that these programs and shmd share."""
+
+    async def test_python_adopts_the_segment_that_the_statistics_writer_made(
+        self, c_programs: CPrograms, meeting: Path, shmd_client: shmd.Client
+    ) -> None:
+        run(c_programs["stats_write"], meeting, "7")
+        async with shmd_client.segment("stats", ftok=(meeting, "s"), adopt=True) as segment:
+            assert segment.info.adopted
+            with segment.cell("<QQQ") as cell:
+                assert cell.load() == (7, 7 * 512, 7 * 2048)
+            run(c_programs["stats_write"], meeting, "1")
+            with segment.cell("<QQQ") as cell:
+                assert cell.load()[0] == 8
+        await shmd_client.remove_segment("stats")
+
+    async def test_statistics_programs_use_the_segment_that_shmd_made_with_their_key(
+        self, c_programs: CPrograms, meeting: Path, shmd_client: shmd.Client
+    ) -> None:
+        async with shmd_client.segment("stats", size=4096, ftok=(meeting, "s")) as segment:
+            with segment.cell("<QQQ") as cell:
+                cell.store((5, 5 * 512, 5 * 2048))
+                assert run(c_programs["stats_write"], meeting, "1") == "accepted 6\n"
+                assert run(c_programs["stats_read"], meeting, "6") == f"accepted 6 in {6 * 512} out {6 * 2048}\n"
+                assert cell.load() == (6, 6 * 512, 6 * 2048)
+        await shmd_client.remove_segment("stats")
+
+
 class TestServer:
     @pytest.fixture
     def server(self, c_programs: CPrograms, meeting: Path) -> Iterator[Program]:

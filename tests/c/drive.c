@@ -1,6 +1,7 @@
 /*
  * Does with client.h what it is told on its standard input, a line for each call, and answers each with a line: the
- * result, and what came of it. A test in Python thus drives a C program step by step. One publisher and one subscriber.
+ * result, and what came of it. A test in Python thus drives a C program step by step. One publisher, one subscriber and one
+ * raw segment.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -15,6 +16,7 @@
 static struct shmd_client *client;
 static struct shmd_publisher *publisher;
 static struct shmd_subscriber *subscriber;
+static struct shmd_segment *segment;
 
 static void answer(int result) {
     printf("%d %s\n", result, result < 0 && client != NULL ? shmd_error_text(client) : "");
@@ -69,6 +71,48 @@ static void open_subscriber(char **words) {
         .topic_wait_ms = (int)number(words, "topic-wait", 0),
     };
     answer(shmd_open_subscriber(client, words[1], &options, &subscriber));
+}
+
+static void open_segment(char **words) {
+    struct shmd_segment_options options = {
+        .size_bytes = (uint64_t)number(words, "size", 0),
+        .mode = (unsigned)number(words, "mode", 0),
+        .key = (int)number(words, "key", 0),
+        .adopt = has(words, "adopt"),
+        .create = has(words, "exclusive") ? SHMD_CREATE_EXCLUSIVE : has(words, "open-only") ? SHMD_OPEN_ONLY : SHMD_CREATE,
+        .readonly = has(words, "readonly"),
+        .file = has(words, "file") ? SHMD_YES : SHMD_EITHER,
+        .attached = has(words, "attached") ? SHMD_YES : SHMD_EITHER,
+    };
+    answer(shmd_open_segment(client, words[1], &options, &segment));
+}
+
+static bool act_on_segment(char **words) {
+    const char *verb = words[0];
+    if (strcmp(verb, "segment") == 0)
+        open_segment(words);
+    else if (strcmp(verb, "segment-about") == 0)
+        printf("%d %" PRIu32 " %d %zu\n", shmd_segment_about(segment)->id, shmd_segment_about(segment)->key,
+               shmd_segment_about(segment)->sem_id, shmd_segment_size(segment));
+    else if (strcmp(verb, "write") == 0)
+        memcpy(shmd_segment_memory(segment), words[1], strlen(words[1]) + 1), printf("0\n");
+    else if (strcmp(verb, "read") == 0)
+        printf("0 %.100s\n", (const char *)shmd_segment_memory(segment));
+    else if (strcmp(verb, "notify") == 0)
+        answer(shmd_segment_notify(segment));
+    else if (strcmp(verb, "wait") == 0)
+        answer(shmd_segment_wait(segment, (int)number(words, "timeout", 0)));
+    else if (strcmp(verb, "lock") == 0)
+        answer(shmd_segment_lock(segment, (int)number(words, "timeout", 0)));
+    else if (strcmp(verb, "unlock") == 0)
+        answer(shmd_segment_unlock(segment));
+    else if (strcmp(verb, "close-segment") == 0)
+        shmd_close_segment(segment), segment = NULL, printf("0\n");
+    else if (strcmp(verb, "remove-segment") == 0)
+        answer(shmd_remove_segment(client, words[1]));
+    else
+        return false;
+    return true;
 }
 
 static void publish(char **words) {
@@ -150,7 +194,7 @@ static bool act(char **words) {
         shmd_close_subscriber(subscriber), subscriber = NULL, printf("0\n");
     else if (strcmp(verb, "disconnect") == 0)
         shmd_disconnect(client), client = NULL, printf("0\n");
-    else
+    else if (!act_on_segment(words))
         return false;
     fflush(stdout);
     return true;
