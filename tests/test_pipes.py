@@ -132,7 +132,8 @@ class TestWriterWaitsWhenFull:
         values = ["x" * 500] * 2000  # more than the topic, sub, and its pipe hold together
         path = tmp_path / "lines"
         path.write_bytes(json_lines(values))
-        sub = shell.start("sub", "t", "--until-closed", bufsize=0)  # communicate() does not see what readline() read ahead
+        # Unbuffered: communicate() does not see what readline() has read ahead.
+        sub = shell.start("sub", "t", "--until-closed", bufsize=0)
         with path.open("rb") as lines:
             options = ("--require-subscribers", "--when-full", "wait", "--size", "4KiB")
             pub = shell.start("pub", "t", *options, stdin=lines)
