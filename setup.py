@@ -16,7 +16,7 @@ class AbiWheel(bdist_wheel):
 
 
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wno-missing-field-initializers"]
-SOURCES = ["lock", "ctl", "bell", "append", "reader", "log", "cell", "failpoint", "_coremodule"]
+SOURCES = ["lock", "ctl", "bell", "append", "seek", "reader", "log", "cell", "failpoint", "_coremodule"]
 
 setup(
     ext_modules=[
