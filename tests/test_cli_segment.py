@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +15,6 @@ from tests.loop_turns import until
 from tests.shell import TIMEOUT_S, Shell, parse_lines
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import shmd
 
 SIZE = 4096
@@ -94,6 +93,19 @@ class TestManage:
         assert f"id              {info['id']}\n" in text
         assert "4096 bytes, 4 KiB of pages" in text
         assert "no segment 'none'" in shell.run("segment", "stat", "none", status=1)
+
+    def test_file_is_shown_by_its_path_and_without_what_only_memory_has(self, shell: Shell) -> None:
+        (info,) = parse_lines(shell.run("segment", "create", "disk", "--size", "1", "--backing", "file", "--json"))
+        path = Path(info["path"])
+        assert path.stat().st_size == 1
+        assert shell.run("segment", "create", "disk") == f"segment disk: file {path}, 1 bytes\n"
+        line = shell.run("segment", "ls").splitlines()[1].split()
+        assert (line[0], line[1:3], line[4:]) == ("disk", ["-", "-"], ["600", "1", "-", "file"])
+        text = shell.run("segment", "stat", "disk")
+        assert f"file            {path}\n" in text
+        assert "attachments" not in text
+        shell.run("segment", "rm", "disk")
+        assert not path.exists()
 
     def test_set_changes_mode_and_owner(self, shell: Shell) -> None:
         shmid = create(shell)["id"]

@@ -81,7 +81,8 @@ def create(name: str, as_json: bool, socket_path: str | None, instance: str | No
     if as_json:
         click.echo(to_json(info_fields(info)))
     else:
-        click.echo(f"segment {info.name}: id {info.id}, key {info.key:#010x}, {info.size_bytes} bytes")
+        where = f"file {info.path}" if info.path else f"id {info.id}, key {info.key:#010x}"
+        click.echo(f"segment {info.name}: {where}, {info.size_bytes} bytes")
 
 
 async def _create(name: str, socket_path: str | None, instance: str | None, **options: Any) -> SegmentInfo:
@@ -118,14 +119,15 @@ def print_segments(found: Iterable[tuple[SegmentInfo, SegmentStat | None]], *, a
         return
     rows = table("SEGMENT", "KEY", ">SHMID", "OWNER", "PERMS", ">BYTES", ">NATTCH", "STATUS")
     for info, kernel in found:
+        is_file = info.backing == "file"
         cells = (
-            f"{info.key:#010x}",
-            str(info.id),
+            "-" if is_file else f"{info.key:#010x}",
+            "-" if is_file else str(info.id),
             _user_name(kernel.uid if kernel else info.uid),
             f"{kernel.mode if kernel else info.mode:o}",
             str(info.size_bytes),
-            str(kernel.attachments) if kernel else "-",
-            "dest" if kernel and kernel.removed else "",
+            "-" if is_file or not kernel else str(kernel.attachments),
+            "file" if is_file else "dest" if kernel and kernel.removed else "",
         )
         rows.add_row(Text(info.name), *cells)
     if rows.row_count:
@@ -142,8 +144,14 @@ def stat(name: str, as_json: bool, socket_path: str | None, instance: str | None
     if as_json:
         click.echo(to_json(info_fields(info) | asdict(kernel) | {"mode": f"{kernel.mode:04o}"}))
         return
-    rows: dict[str, object] = {
-        "segment": info.name,
+    rows = {"segment": info.name, **(_file_rows(info, kernel) if info.path else _memory_rows(kernel))}
+    rows["notifier"] = info.notifier + (f" {info.fifo}" if info.fifo else "")
+    rows["lock"] = f"semaphore {info.sem_id} (key {info.sem_key:#010x})" if info.sem_id >= 0 else "-"
+    click.echo("\n".join(f"{label:<16}{value}" for label, value in rows.items()))
+
+
+def _memory_rows(kernel: SegmentStat) -> dict[str, object]:
+    return {
         "key": f"{kernel.key:#010x}" + (" (marked for removal)" if kernel.removed else ""),
         "id": kernel.id,
         "size": f"{kernel.size_bytes} bytes, {format_size(kernel.allocated_bytes)} of pages",
@@ -154,10 +162,18 @@ def stat(name: str, as_json: bool, socket_path: str | None, instance: str | None
         "attached": _time(kernel.attach_time),
         "detached": _time(kernel.detach_time),
         "changed": _time(kernel.change_time),
-        "notifier": info.notifier + (f" {info.fifo}" if info.fifo else ""),
-        "lock": f"semaphore {info.sem_id} (key {info.sem_key:#010x})" if info.sem_id >= 0 else "-",
     }
-    click.echo("\n".join(f"{label:<16}{value}" for label, value in rows.items()))
+
+
+def _file_rows(info: SegmentInfo, file: SegmentStat) -> dict[str, object]:
+    """What a file has of all that."""
+    return {
+        "file": info.path,
+        "size": f"{file.size_bytes} bytes",
+        "access": f"mode {file.mode:04o}, uid {file.uid}, gid {file.gid}",
+        "sync": info.sync,
+        "changed": _time(file.change_time),
+    }
 
 
 async def _stat(name: str, socket_path: str | None, instance: str | None) -> tuple[SegmentInfo, SegmentStat]:
