@@ -199,6 +199,8 @@ struct shmd_segment_info {
     bool adopted, file, attached;
     char sync[16]; /* of a file: "none", "interval", or "always": what a power failure may cost. "" is "none" */
     char path[512]; /* of a file */
+    bool counts;    /* its notify bell is a FIFO: each byte in it ends one wait of one process */
+    char fifo[256]; /* which that is */
 };
 
 /* `options` may be NULL: -EINVAL then if it does not exist yet, for want of a size. -EEXIST is also that it exists with other
@@ -213,10 +215,11 @@ int shmd_remove_segment(struct shmd_client *client, const char *name);
 void *shmd_segment_memory(const struct shmd_segment *segment);
 size_t shmd_segment_size(const struct shmd_segment *segment);
 const struct shmd_segment_info *shmd_segment_about(const struct shmd_segment *segment);
-/* Wake all who wait for a change, in every process. Of a file with "always" the bytes go to the disk first. -EIDRM. */
+/* Wake all who wait for a change, in every process; or, where the notify bell is a FIFO, one of them: -EAGAIN if it is full. Of a
+ * file with "always" the bytes go to the disk first. -EIDRM. */
 int shmd_segment_notify(struct shmd_segment *segment);
 /* Until somebody (also this program) notified since the last call returned, or since it was opened: several calls may come
- * as one. SHMD_EMPTY: nobody did in time. May return without reason while the daemon is away, and after it came back: look
+ * as one. Where the notify bell is a FIFO, until there is a byte in it, which nobody else then gets. SHMD_EMPTY: nobody did in time. May return without reason while the daemon is away, and after it came back: look
  * at the memory. Reconnects as shmd_next() does. -EIDRM: it was removed. -EINTR. */
 int shmd_segment_wait(struct shmd_segment *segment, int timeout_ms);
 /* The lock is a System V semaphore that anybody may use: {0, -1, SEM_UNDO} takes it. The kernel frees it if its owner dies, and

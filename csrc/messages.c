@@ -75,6 +75,8 @@ static const struct field segment_fields[] = {
     {"backing", WORD, false, AT(shmd_segment_info, file), 0, {"file", "memory"}},
     {"sync", NAME, false, AT(shmd_segment_info, sync), 0, {NULL, NULL}},
     {"path", NAME, false, AT(shmd_segment_info, path), 0, {NULL, NULL}},
+    {"notifier", WORD, false, AT(shmd_segment_info, counts), 0, {"fifo", "eventfd"}},
+    {"fifo", NAME, false, AT(shmd_segment_info, fifo), 0, {NULL, NULL}},
     {"lifetime", WORD, false, AT(shmd_segment_info, attached), 0, {"attached", "os"}},
     {NULL, UINT, false, 0, 0, 0, {NULL, NULL}},
 };

@@ -89,6 +89,8 @@ static int ask_to_open(struct shmd_client *client, const char *name, const struc
 }
 
 static void ring(const struct shmd_segment *s, int fd) {
+    if (fd == s->seat.record_fd && s->info.counts)
+        return; /* what is in a FIFO stays there for whoever takes it; nobody is to take what nobody put there */
     (void)shmd_bell_ring(&s->seat.log, (struct shmd_bell){fd, SHMD_BELL_EVENTFD}, SHMD_READERS);
 }
 
@@ -103,8 +105,12 @@ static int reopen(struct shmd_segment *s, int64_t deadline_ns) {
     if (reply.segment.file)
         close(fds[SHMD_BELLS]); /* we have it mapped */
     if (memcmp(reply.segment.segment_id, s->info.segment_id, sizeof s->info.segment_id) == 0) {
-        shmd_seat_regrant(&s->seat, &reply, fds);
-        return 0;
+        result = shmd_seat_own_fifo(&s->seat, fds);
+        if (result == 0)
+            shmd_seat_regrant(&s->seat, &reply, fds);
+        else
+            shmd_control_close(client, reply.id);
+        return result;
     }
     close(fds[0]);
     close(fds[1]);
@@ -128,8 +134,8 @@ int shmd_open_segment(struct shmd_client *client, const char *name, const struct
     struct shmd_reply reply;
     int fds[SHMD_FDS_MAX];
     *segmentp = NULL;
-    if (o->key < 0)
-        return shmd_fail(client, -EINVAL, "a key cannot be %d; ftok() gives -1 for a path that does not exist", o->key);
+    if (o->key == -1)
+        return shmd_fail(client, -EINVAL, "-1 is no key but what ftok() says of a path that does not exist");
     struct shmd_segment *s = calloc(1, sizeof *s);
     if (s == NULL)
         return shmd_fail(client, -ENOMEM, "out of memory");
@@ -141,7 +147,7 @@ int shmd_open_segment(struct shmd_client *client, const char *name, const struct
     s->info = reply.segment;
     s->readonly = o->readonly;
     s->file_fd = s->info.file ? fds[SHMD_BELLS] : -1;
-    result = shmd_seat_open_raw(&s->seat, client, &reply, fds);
+    result = shmd_seat_open_raw(&s->seat, client, &reply, s->info.counts ? s->info.fifo : NULL, fds);
     if (result != 0) {
         detach(s);
         free(s);
@@ -194,8 +200,20 @@ int shmd_segment_notify(struct shmd_segment *segment) {
         return failed(s, s->seat.failure);
     if (s->file_fd >= 0 && strcmp(s->info.sync, "always") == 0 && fdatasync(s->file_fd) != 0)
         return failed(s, -errno);
+    if (s->info.counts && write(s->seat.record_fd, "", 1) != 1)
+        return failed(s, -errno);
     ring(s, s->seat.record_fd);
     return SHMD_OK;
+}
+
+/* A notification that is ours: the bell has rung since the last, or there was a byte, which others do not get then. */
+static bool take_notification(struct shmd_segment *s) {
+    char byte;
+    if (s->info.counts)
+        return read(s->seat.record_fd, &byte, 1) == 1;
+    bool rang = s->seat.rang;
+    s->seat.rang = false;
+    return rang;
 }
 
 int shmd_segment_wait(struct shmd_segment *segment, int timeout_ms) {
@@ -206,10 +224,8 @@ int shmd_segment_wait(struct shmd_segment *segment, int timeout_ms) {
     for (;;) {
         if (seat->failure != 0)
             return failed(segment, seat->failure);
-        if (seat->rang) {
-            seat->rang = false;
+        if (take_notification(segment))
             return SHMD_OK;
-        }
         if (timeout_ms == 0 || shmd_now_ns() >= deadline_ns)
             return SHMD_EMPTY;
         bool bells_may_fail = shmd_seat_doze_ns(seat) != INT64_MAX;

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/shm.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "seat.h"
@@ -112,6 +113,23 @@ static int take_bells(struct shmd_seat *seat, const struct shmd_reply *granted, 
     return seat->info.fifo ? open_fifos(seat, seat->fifo_number, fds) : 0;
 }
 
+int shmd_seat_own_fifo(struct shmd_seat *seat, int *fds) {
+    struct stat found;
+    if (seat->fifo == NULL)
+        return 0;
+    int own = open(seat->fifo, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY);
+    int error = own < 0 ? errno : fstat(own, &found) == 0 && S_ISFIFO(found.st_mode) ? 0 : EPROTO;
+    if (error != 0) {
+        if (own >= 0)
+            close(own);
+        close_bells(fds);
+        return shmd_fail(seat->client, -error, "the FIFO %s of segment %s: %s", seat->fifo, seat->info.name, strerror(error));
+    }
+    close(fds[0]);
+    fds[0] = own;
+    return 0;
+}
+
 void shmd_seat_swap_bells(struct shmd_seat *seat, const int *fds) {
     int old_record = seat->record_fd, old_space = seat->space_fd;
     (void)epoll_ctl(seat->epoll_fd, EPOLL_CTL_DEL, listening_fd(seat), NULL);
@@ -176,13 +194,20 @@ int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const str
     return take_seat(seat, fds);
 }
 
-int shmd_seat_open_raw(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds) {
+int shmd_seat_open_raw(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted,
+                       const char *fifo, int *fds) {
     seat->client = client;
     seat->handle = granted->id;
     seat->raw = true;
+    seat->fifo = fifo;
     memcpy(seat->info.name, granted->segment.name, sizeof seat->info.name);
     memcpy(seat->info.topic_id, granted->segment.segment_id, sizeof seat->info.topic_id);
-    int result = take_seat(seat, fds);
+    int result = shmd_seat_own_fifo(seat, fds);
+    if (result != 0) {
+        shmd_control_close(client, granted->id);
+        return result;
+    }
+    result = take_seat(seat, fds);
     if (result == 0) {
         shmd_seat_look(seat); /* a bell that is new to us counts as rung */
         seat->rang = false;
@@ -302,6 +327,8 @@ int shmd_seat_resume(struct shmd_seat *seat, int64_t deadline_ns) {
     }
     if (result == 0 && seat->info.fifo)
         result = open_fifos(seat, seat->fifo_number, fds);
+    if (result == 0)
+        result = shmd_seat_own_fifo(seat, fds);
     if (result == 0)
         shmd_seat_swap_bells(seat, fds);
     return result;

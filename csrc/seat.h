@@ -22,6 +22,7 @@ struct shmd_seat {
     struct shmd_log log;
     void *log_memory, *ctl_memory;
     int record_fd, space_fd; /* the bells; on a topic with FIFOs our own, and the directory in which the others' are */
+    const char *fifo;        /* a segment's, if its notify bell is one; each of its bytes is for one who waits */
     uint32_t fifo_number;    /* what our own is called by: the slot, or the publisher's number */
     int epoll_fd;            /* watches the bell that is for us, and the daemon */
     int64_t doze_ns;         /* how long to sleep at most where bells may fail to come */
@@ -32,8 +33,12 @@ struct shmd_seat {
 /* Attach what `granted` names, and take its bells over; on failure they are closed, and nothing stays. */
 int shmd_seat_open(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds,
                    bool publishes);
-/* The same for a raw segment, which the caller attaches. */
-int shmd_seat_open_raw(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted, int *fds);
+/* The same for a raw segment, which the caller attaches. fifo: the path of its notify bell, if that is a FIFO. */
+int shmd_seat_open_raw(struct shmd_seat *seat, struct shmd_client *client, const struct shmd_reply *granted,
+                       const char *fifo, int *fds);
+/* Have our own descriptor of the segment's FIFO in the place of the one that came with a grant, whose other holders could make it
+ * block. On failure fds are closed. */
+int shmd_seat_own_fifo(struct shmd_seat *seat, int *fds);
 void shmd_seat_close(struct shmd_seat *seat);
 /* Go on with the same grant: ask for its bells, and use them. */
 int shmd_seat_resume(struct shmd_seat *seat, int64_t deadline_ns);

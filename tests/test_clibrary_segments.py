@@ -45,6 +45,13 @@ def drive(c_programs: CPrograms, shmd_daemon: DaemonProcess) -> Iterator[Callabl
             program.end()
 
 
+@pytest.fixture
+def restarts() -> Iterator[Restarts]:
+    restarts = Restarts()
+    yield restarts
+    restarts.close()
+
+
 class TestOpening:
     @pytest.mark.parametrize("backing", ["", "file"])
     async def test_c_and_python_share_the_bytes_of_a_segment_that_c_made(
@@ -91,6 +98,8 @@ class TestOpening:
         assert c.ask("code") == "segment-not-found"
         c.ask("segment frame", failure(errno.EINVAL))
         c.ask("segment frame size 4096 key -1", failure(errno.EINVAL))
+        c.ask("segment high size 4096 key -2", "0")  # as ftok() makes them of ids from 128 on
+        assert int(c.ask("segment-about").split()[1]) == 2**32 - 2
         c.ask(f"segment frame size 4096 key {KEY}", "0")
         other.ask("segment frame size 4096 exclusive", failure(errno.EEXIST))
         assert other.ask("code") == "segment-exists"
@@ -145,6 +154,40 @@ class TestNotifying:
             c.ask("notify", "0")
             await segment.wait()
             assert bytes(segment.buf[:4]) == b"news"
+
+    async def test_one_byte_of_a_fifo_wakes_one_of_all_who_wait(
+        self, drive: Callable[[], Program], shmd_client: shmd.Client
+    ) -> None:
+        async with shmd_client.segment("jobs", size=4096, notifier="fifo") as segment:
+            programs = [drive(), drive()]
+            for c in programs:
+                c.ask("segment jobs", "0")
+                c.ask("wait timeout 1", EMPTY)
+            waiting = [asyncio.create_task(asyncio.to_thread(c.ask, "wait timeout -1")) for c in programs]
+            segment.notify()
+            done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert [task.result().split()[0] for task in done] == ["0"]
+            assert len(others) == 1
+            segment.notify()
+            assert (await others.pop()).split()[0] == "0"
+            for _ in range(3):
+                programs[0].ask("notify", "0")
+            await segment.wait()
+            programs[1].ask("wait", "0")
+            programs[0].ask("wait", "0")
+            programs[0].ask("wait", EMPTY)
+
+    async def test_fifo_of_a_segment_is_heard_across_a_restart(self, c_programs: CPrograms, restarts: Restarts) -> None:
+        with c_programs.drive(restarts.socket_path) as c:
+            async with shmd.connect(restarts.socket_path) as client:
+                segment = await client.segment("jobs", size=4096, notifier="fifo")
+                c.ask("segment jobs", "0")
+                await restarts.restart(client)
+                waiting = asyncio.create_task(asyncio.to_thread(c.ask, "wait timeout -1"))
+                segment.notify()
+                assert (await waiting).split()[0] == "0"
+                c.ask("wait", EMPTY)
+                await segment.close()
 
     async def test_c_hears_of_the_removal_and_keeps_the_memory(
         self, drive: Callable[[], Program], shmd_client: shmd.Client
@@ -227,12 +270,6 @@ class TestLock:
 
 
 class TestRestarts:
-    @pytest.fixture
-    def restarts(self) -> Iterator[Restarts]:
-        restarts = Restarts()
-        yield restarts
-        restarts.close()
-
     @pytest.mark.parametrize("backing", ["", "file"])
     async def test_c_goes_on_with_a_daemon_that_was_killed_and_came_back(
         self, backing: str, c_programs: CPrograms, restarts: Restarts
