@@ -15,7 +15,19 @@ import pytest
 
 from shmd import limits, protocol
 from shmd.errors import ProtocolError
-from shmd.protocol import Hello, ListTopics, OpenPublisher, OpenSubscriber, RemoveTopic, TopicList, TopicOptions, Watch
+from shmd.protocol import (
+    Hello,
+    ListSegments,
+    ListTopics,
+    OpenPublisher,
+    OpenSubscriber,
+    RemoveSegment,
+    RemoveTopic,
+    SegmentList,
+    TopicList,
+    TopicOptions,
+    Watch,
+)
 from shmd.testing.resources import sysvipc
 
 if TYPE_CHECKING:
@@ -89,10 +101,14 @@ class Witness(Peer):
             reply = self.ask(ListTopics(id=self.new_id()))
             assert isinstance(reply, TopicList)
             strange = [info.name for info in reply.topics if info.name != "witness"]
-            if not strange:
+            found = self.ask(ListSegments(id=self.new_id()))
+            assert isinstance(found, SegmentList)
+            if not strange and not found.segments:
                 return
             for name in strange:
                 self.ask(RemoveTopic(id=self.new_id(), topic=name))
+            for info in found.segments:
+                self.ask(RemoveSegment(id=self.new_id(), segment=info.name))
 
 
 @pytest.fixture

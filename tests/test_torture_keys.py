@@ -77,6 +77,6 @@ def test_torture_kills_whom_the_pressed_key_names(terminal: Terminal) -> None:
     terminal.await_text(r"\d+ kills, 0 lost, 0 torn, 0 leaked")
     while terminal.process.poll() is None:
         if select.select([terminal.fd], [], [], 0.05)[0]:
-            os.read(terminal.fd, 65_536)
-    assert terminal.process.returncode == 0
+            terminal.shown += os.read(terminal.fd, 65_536).decode(errors="replace")
+    assert terminal.process.returncode == 0, terminal.shown
     assert termios.tcgetattr(terminal._other) == terminal.settings

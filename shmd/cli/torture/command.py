@@ -113,11 +113,9 @@ def _run(total: Outcome, directory: Path, left: Left, notifiers: Mixture) -> Non
             place = directory / str(session)
             place.mkdir()
             with Chaos(place, total.seed + session, notifiers=notifiers) as chaos, showing(chaos, total) as show:
-                chaos.begin()
-                try:
+                with _ended_by_ctrl_c(left):
+                    chaos.begin()
                     _session(chaos, keys, left, show)
-                except KeyboardInterrupt:
-                    left.interrupted = True
                 total.add(chaos.finish())
             if chaos.outcome.ok:
                 shutil.rmtree(place)
@@ -135,6 +133,23 @@ def _session(chaos: Chaos, keys: Keys, left: Left, show: Show) -> None:
                 show(chaos.act(act))
         show(chaos.step())
         left.take()
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c(left: Left) -> Iterator[None]:
+    """Between two acts, since one that is cut short cannot be accounted for. The second Ctrl-C ends it at once."""
+
+    def end(_number: int, _frame: object) -> None:
+        left.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
