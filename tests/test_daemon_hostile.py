@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
@@ -123,7 +124,16 @@ def witness(daemon: DaemonProcess) -> Iterator[Witness]:
 
 
 def descriptors(daemon: DaemonProcess) -> int:
-    return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+    return len(open_files(daemon))
+
+
+def open_files(daemon: DaemonProcess) -> list[str]:
+    """What the daemon's descriptors are."""
+    links = []
+    for fd in Path(f"/proc/{daemon.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(fd))
+    return sorted(links)
 
 
 def rss_bytes(daemon: DaemonProcess) -> int:
@@ -245,7 +255,7 @@ def test_thousands_of_hostile_packets_leave_the_daemon_as_it_was(
         if descriptors(daemon) <= descriptors_before and segments(daemon) <= segments_before:
             break
     witness.is_undisturbed()
-    assert descriptors(daemon) <= descriptors_before
+    assert descriptors(daemon) <= descriptors_before, "\n".join(open_files(daemon))
     assert segments(daemon) == segments_before
     assert rss_bytes(daemon) - memory_before < 16 << 20
     assert fuzzer.answers > 500
