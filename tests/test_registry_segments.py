@@ -99,6 +99,16 @@ class TestOpening:
         world.finish_creations()
         assert isinstance(world.replies[other][-1], SegmentGranted)
 
+    def test_segment_may_be_changed_and_removed_by_those_who_waited_for_it(self, world: World) -> None:
+        """All in one list of effects: when the change is performed the registry has forgotten the segment already."""
+        client = world.client()
+        world.send(client, OpenSegment(id=world.new_id(), segment="s", options=SegmentOptions(size_bytes=1)))
+        world.send(client, SetSegment(id=world.new_id(), segment="s", mode=0o640))
+        world.send(client, RemoveSegment(id=world.new_id(), segment="s"))
+        world.finish_creations()
+        assert [type(reply) for reply in world.replies[client][-4:]] == [SegmentGranted, Done, SegmentGone, Done]
+        assert world.segments == {}
+
     def test_cancelled_creation_leaves_a_segment_without_users(self, world: World) -> None:
         client = world.client()
         request = OpenSegment(id=world.new_id(), segment="s", options=SegmentOptions(size_bytes=1))

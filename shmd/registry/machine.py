@@ -185,7 +185,8 @@ class Registry:
 
     def segment_lost(self, name: str) -> list[Effect]:
         """Somebody removed the segment, without asking the daemon."""
-        segments.remove(self._state, self._state.segments.existing[name])
+        if segment := self._state.segments.existing.get(name):
+            segments.remove(self._state, segment)
         return self._state.take_effects()
 
     # --- shared by all requests ---------------------------------------------------------------------------------------

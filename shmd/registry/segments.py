@@ -159,9 +159,11 @@ def created(state: State, info: SegmentInfo) -> Creation[SegmentSettings]:
 
 
 def seen(state: State, name: str, uid: int, gid: int, mode: int) -> None:
-    """These are the segment's owner, group and mode now, whoever gave it them."""
-    segment = state.segments.existing[name]
-    segment.info = msgspec.structs.replace(segment.info, uid=uid, gid=gid, mode=mode)
+    """These are the segment's owner, group and mode now, whoever gave it them. One that the next effect destroys is
+    unknown here already.
+    """
+    if segment := state.segments.existing.get(name):
+        segment.info = msgspec.structs.replace(segment.info, uid=uid, gid=gid, mode=mode)
 
 
 def desert(state: State, name: str) -> None:
