@@ -219,8 +219,9 @@ const struct shmd_segment_info *shmd_segment_about(const struct shmd_segment *se
  * file with "always" the bytes go to the disk first. -EIDRM. */
 int shmd_segment_notify(struct shmd_segment *segment);
 /* Until somebody (also this program) notified since the last call returned, or since it was opened: several calls may come
- * as one. Where the notify bell is a FIFO, until there is a byte in it, which nobody else then gets. SHMD_EMPTY: nobody did in time. May return without reason while the daemon is away, and after it came back: look
- * at the memory. Reconnects as shmd_next() does. -EIDRM: it was removed. -EINTR. */
+ * as one. Where the notify bell is a FIFO, until there is a byte in it, which nobody else then gets. SHMD_EMPTY: nobody did in
+ * time. May return without reason while the daemon is away, and after it came back: look at the memory. Reconnects as
+ * shmd_next() does. -EIDRM: it was removed. -EINTR. */
 int shmd_segment_wait(struct shmd_segment *segment, int timeout_ms);
 /* The lock is a System V semaphore that anybody may use: {0, -1, SEM_UNDO} takes it. The kernel frees it if its owner dies, and
  * only then does the data need a look. SHMD_BUSY: somebody else had it all the time. -EDEADLK: we have it already; opened
