@@ -416,7 +416,7 @@ class TestFinding:
             "r = open_roster('test', bytes(range(16))); r.take_over(); r.note_topic(topic(2, attached=False))\n"
             "r.note_topic(topic(1)); print(r.id, flush=True); sys.stdin.read()"
         )
-        directory = Path(roster.__file__).parent.parent
+        directory = Path(__file__).parent.parent
         command = [sys.executable, "-c", script]
         with (
             subprocess.Popen(command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
