@@ -30,6 +30,11 @@ def install_library(prefix: Path, **variables: str) -> None:
     run("make", "-s", "-C", ROOT / "csrc", "install", *(f"{name}={value}" for name, value in settings.items()))
 
 
+def failure(number: int) -> str:
+    """How ``drive.c`` answers with this errno."""
+    return str(-number)
+
+
 @dataclass(frozen=True)
 class CPrograms:
     """The library, the examples and ``tests/c/drive.c``, under ``directory``."""

@@ -18,8 +18,9 @@ import hypothesis
 import pytest
 import uvloop
 
-from tests.c_programs import CPrograms
+from tests.c_programs import CPrograms, Program
 from tests.notifiers import SOAK, notifier, pairwise
+from tests.restarts import Restarts
 from tests.shell import Shell
 
 if TYPE_CHECKING:
@@ -134,3 +135,26 @@ def user_environment(shmd_daemon: DaemonProcess, tmp_path: Path) -> dict[str, st
 def c_programs(tmp_path_factory: pytest.TempPathFactory) -> CPrograms:
     """The C library with its examples, compiled with sanitizers."""
     return CPrograms.make(tmp_path_factory.mktemp("c"))
+
+
+@pytest.fixture
+def drive(c_programs: CPrograms, shmd_daemon: DaemonProcess) -> Iterator[Callable[[], Program]]:
+    """Starts connected C clients; all must end well."""
+    programs: list[Program] = []
+
+    def start() -> Program:
+        programs.append(c_programs.drive(shmd_daemon.socket_path))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        if program.process.returncode is None:
+            program.end()
+
+
+@pytest.fixture
+def restarts() -> Iterator[Restarts]:
+    """A daemon to kill and start again."""
+    restarts = Restarts()
+    yield restarts
+    restarts.close()

@@ -17,20 +17,14 @@ import shmd
 from shmd import limits
 from tests.interrupt import interruptions
 from tests.loop_turns import until
-from tests.restarts import Restarts
 from tests.test_cancellation import COVERED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
+
+    from tests.restarts import Restarts
 
 SMALL = limits.TOPIC_SIZE_BYTES_MIN
-
-
-@pytest.fixture
-def restarts() -> Iterator[Restarts]:
-    restarts = Restarts()
-    yield restarts
-    restarts.close()
 
 
 class Scene:

@@ -11,39 +11,20 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.c_programs import ROOT, STRICT, CPrograms, Program, install_library, run
+from tests.c_programs import ROOT, STRICT, CPrograms, Program, failure, install_library, run
 from tests.loop_turns import until
-from tests.restarts import Restarts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     import shmd
     from shmd.testing import DaemonProcess
+    from tests.restarts import Restarts
 
 CSRC: Final = ROOT / "csrc"
 PUBLIC: Final = ("api.h", "client.h", "wire.h", "shmd.h")
 FULL, EMPTY = "1", "3"
-
-
-def failure(number: int) -> str:
-    return str(-number)
-
-
-@pytest.fixture
-def drive(c_programs: CPrograms, shmd_daemon: DaemonProcess) -> Iterator[Callable[[], Program]]:
-    """Starts connected C clients; all must end well."""
-    programs: list[Program] = []
-
-    def start() -> Program:
-        programs.append(c_programs.drive(shmd_daemon.socket_path))
-        return programs[-1]
-
-    yield start
-    for program in programs:
-        if program.process.returncode is None:
-            program.end()
 
 
 @pytest.fixture(scope="module")
@@ -318,13 +299,6 @@ class TestConnection:
             c.ask("close-publisher")
             c.ask("close-subscriber")
         assert c.ask("descriptors") == before
-
-
-@pytest.fixture
-def restarts() -> Iterator[Restarts]:
-    restarts = Restarts()
-    yield restarts
-    restarts.close()
 
 
 class TestRestart:

@@ -12,44 +12,18 @@ import sysv_ipc
 
 import shmd
 from shmd.errors import SegmentRemoved
+from tests.c_programs import failure
 from tests.loop_turns import until
-from tests.restarts import Restarts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from shmd.testing import DaemonProcess
     from tests.c_programs import CPrograms, Program
+    from tests.restarts import Restarts
 
 BUSY, EMPTY = "2", "3"
 FREE = 1
 KEY = 0x5EC5E6
-
-
-def failure(number: int) -> str:
-    return str(-number)
-
-
-@pytest.fixture
-def drive(c_programs: CPrograms, shmd_daemon: DaemonProcess) -> Iterator[Callable[[], Program]]:
-    """Starts connected C clients; all must end well."""
-    programs: list[Program] = []
-
-    def start() -> Program:
-        programs.append(c_programs.drive(shmd_daemon.socket_path))
-        return programs[-1]
-
-    yield start
-    for program in programs:
-        if program.process.returncode is None:
-            program.end()
-
-
-@pytest.fixture
-def restarts() -> Iterator[Restarts]:
-    restarts = Restarts()
-    yield restarts
-    restarts.close()
 
 
 class TestOpening:

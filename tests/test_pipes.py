@@ -20,7 +20,6 @@ from shmd import limits
 from shmd.joined_topic import JoinedTopic
 from tests.interrupt import interruptions
 from tests.loop_turns import started, turns, until
-from tests.restarts import Restarts
 from tests.shell import TIMEOUT_S, json_lines, parse_lines
 
 if TYPE_CHECKING:
@@ -29,16 +28,10 @@ if TYPE_CHECKING:
 
     from shmd.start import Seek
     from shmd.testing import Connect, DaemonProcess
+    from tests.restarts import Restarts
     from tests.shell import Shell
 
 SMALL = limits.TOPIC_SIZE_BYTES_MIN
-
-
-@pytest.fixture
-def restarts() -> Iterator[Restarts]:
-    restarts = Restarts()
-    yield restarts
-    restarts.close()
 
 
 @contextlib.contextmanager

@@ -16,10 +16,11 @@ from shmd import roster_layout as layout
 from shmd.notifier import EventfdBells
 from tests.conftest import SOAK
 from tests.loop_turns import turns, until
-from tests.restarts import Restarts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.restarts import Restarts
 
 pytestmark = pytest.mark.usefixtures("notifier")
 
@@ -27,13 +28,6 @@ SMALL = limits.TOPIC_SIZE_BYTES_MIN
 TRANSFER = 10_000_000 if SOAK else 200_000
 TRANSFER_RESTARTS = 20 if SOAK else 4
 RESTARTS = 500 if SOAK else 20
-
-
-@pytest.fixture
-def restarts() -> Iterator[Restarts]:
-    restarts = Restarts()
-    yield restarts
-    restarts.close()
 
 
 @contextlib.asynccontextmanager

@@ -13,23 +13,16 @@ import pytest
 import shmd
 from shmd import limits
 from tests.loop_turns import turns, until
-from tests.restarts import Restarts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from shmd.testing import Connect
+    from tests.restarts import Restarts
 
 pytestmark = pytest.mark.usefixtures("notifier")
 
 SMALL = limits.TOPIC_SIZE_BYTES_MIN
-
-
-@pytest.fixture
-def restarts() -> Iterator[Restarts]:
-    restarts = Restarts()
-    yield restarts
-    restarts.close()
 
 
 @contextlib.contextmanager
