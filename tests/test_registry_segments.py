@@ -387,7 +387,8 @@ class SegmentMachine(RuleBasedStateMachine):
     def close(self, client: int, data: st.DataObject, cancel: bool) -> None:
         mine = [handle for number, handle in self.handles if number == client]
         handle = data.draw(st.sampled_from([*mine, 1 << 40]))
-        self.handles.pop((client, handle), None)
+        if client in self.world.replies:  # one that is away cannot give anything back
+            self.handles.pop((client, handle), None)
         self._send(
             client,
             Cancel(id=self.world.new_id(), target=handle) if cancel else Close(id=self.world.new_id(), handle=handle),
