@@ -792,6 +792,18 @@ class TestQuotas:
         world.send(client, Cancel(id=104, target=101))
         assert isinstance(world.ask(client, Peek(id=105, topic="t")), TopicReply)
 
+    def test_who_is_at_the_limit_can_give_back_and_say_bye(self) -> None:
+        world = World(Quotas(requests_per_client=2))
+        client = world.client()
+        handle = publish(world, client)
+        for request_id in (101, 102):
+            world.send(client, WaitSubscribers(id=request_id, topic="t", count=1))
+        assert isinstance(world.ask(client, Close(id=103, handle=handle)), Done)
+        assert not world.notes
+        world.send(client, Bye(id=104))
+        assert client not in world.replies
+        assert client not in world.living
+
     def test_create_topic_says_all_that_the_daemon_needs(self, world: World) -> None:
         client = world.client(ALICE)
         world.send(client, Declare(id=101, topic="t", options=TopicOptions(size_bytes=5000, when_full="wait")))

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from shmd.registry.effects import AdoptedTopic, Effect, Participant
     from shmd.registry.entities import Client, Creation, Identity, Quotas
 
+_GIVES_BACK = (protocol.Cancel, protocol.Close, protocol.Bye)
+"""Admitted however many requests are under way: one at its limit must be able to give back, and none of these waits."""
+
 
 class Registry:
     """Clients, topics and who takes part in what. Every event method returns the effects to perform."""
@@ -200,7 +203,7 @@ class Registry:
         if message.id in client.handles or message.id in client.pending:
             raise ProtocolError(f"id {message.id} is in use", "give every request an id of its own")
         under_way, limit = len(client.pending), self._state.quotas.requests_per_client
-        if under_way >= limit and not isinstance(message, protocol.Cancel):
+        if under_way >= limit and not isinstance(message, _GIVES_BACK):
             raise LimitExceeded(f"{under_way} requests are under way, the limit for one client", "await some replies")
 
     def _attempt(self, client: Client, message: protocol.Request) -> None:
