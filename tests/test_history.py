@@ -109,7 +109,10 @@ def deliver_a_value_again(chance: random.Random, history: TopicHistory) -> None:
 
 
 def swap_two(chance: random.Random, history: TopicHistory) -> None:
-    receipts, place = middle(chance, history)
+    """Of which one was acknowledged. Two that were not can stand either way, as far as one reader can tell."""
+    receipts = history.received[0].receipts
+    acknowledged = {attempt.seq for story in history.published for attempt in story.attempts}
+    place = chance.choice([at for at in range(1, len(receipts)) if receipts[at].seq in acknowledged])
     first, second = receipts[place - 1], receipts[place]
     receipts[place - 1], receipts[place] = first._replace(value=second.value), second._replace(value=first.value)
 
