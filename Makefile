@@ -23,7 +23,7 @@ demo: $(VENV)/.runtime $(CORE) ## a daemon, a publisher of this host's /proc, th
 	$(VENV)/bin/shmd demo
 
 test: $(VENV)/.dev $(CORE) $(FAILPOINTS) $(SANITIZED) c-test ## everything once, small
-	$(PY) -m pytest $(PYTEST_ARGS)
+	.ci/pytest $(PY) $(PYTEST_ARGS)
 
 soak: $(VENV)/.dev $(CORE) $(FAILPOINTS) $(SANITIZED) c-test ## the same tests in full size: hours
 	SHMD_SOAK=1 $(PY) -m pytest $(PYTEST_ARGS)

@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 import uvloop
 
+from shmd.testing import assert_no_leaks
 from tests.c_programs import CPrograms, Program
 from tests.notifiers import SOAK, notifier, pairwise
 from tests.restarts import Restarts
@@ -78,6 +79,13 @@ def pytest_asyncio_loop_factories(
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(shmd_leak_check: None) -> None:
     """Every test gives back what it took; autouse, so that it is torn down last."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind_in_the_end() -> Iterator[None]:
+    """Nor do the fixtures of a whole run: what is left in a lane's IPC namespace (.ci/pytest) nobody else sees."""
+    with assert_no_leaks():
+        yield
 
 
 @pytest.fixture(autouse=True)
