@@ -12,6 +12,8 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -26,7 +28,6 @@ from tests.shell import Shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from shmd.testing import DaemonProcess
 
@@ -82,10 +83,22 @@ def _nothing_left_behind(shmd_leak_check: None) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_left_behind_in_the_end() -> Iterator[None]:
+def _nothing_left_behind_in_the_end(shmd_leak_directories: tuple[Path, ...]) -> Iterator[None]:
     """Nor do the fixtures of a whole run: what is left in a lane's IPC namespace (.ci/pytest) nobody else sees."""
-    with assert_no_leaks():
+    with assert_no_leaks(*shmd_leak_directories):
         yield
+
+
+@pytest.fixture(scope="session")
+def shmd_leak_directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ...]]:
+    """Every temporary file of the run goes into a directory of its own; but for ``tmp_path``, which pytest keeps."""
+    tmp_path_factory.getbasetemp()  # settled before TMPDIR changes
+    root = "/tmp"  # noqa: S108 - short enough for sockets, which TMPDIR may not be
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=root) as directory:
+        os.chmod(directory, 0o755)  # noqa: S103 - other users' processes take part
+        patch.setenv("TMPDIR", directory)
+        patch.setattr(tempfile, "tempdir", directory)
+        yield (Path(directory),)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,12 @@ import pytest
 from shmd.testing import DaemonFailed, DaemonProcess, Resources, assert_no_leaks
 
 LEAK_CHECK = """
+    import pathlib
     import pytest
+
+    @pytest.fixture
+    def shmd_leak_directories():
+        return (pathlib.Path("watched").absolute(),)
 
     @pytest.fixture(autouse=True)
     def no_leaks(shmd_leak_check):
@@ -26,6 +31,7 @@ def user(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.P
     """A user's project, whose tests run in a process of their own."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
     announced = any(point.value == "shmd.testing" for point in importlib.metadata.entry_points(group="pytest11"))
+    pytester.mkdir("watched")
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
     pytester.makeconftest(LEAK_CHECK if announced else LEAK_CHECK + '    pytest_plugins = ["shmd.testing"]\n')
     return pytester
@@ -83,15 +89,18 @@ def test_plugin_connects_further_clients_and_closes_them(user: pytest.Pytester) 
         ("subprocess.Popen(['sleep', '60'])", "processes", "leak.kill(); leak.wait()"),
         ("sysv_ipc.SharedMemory(None, sysv_ipc.IPC_CREX, size=1)", "segments", "leak.detach(); leak.remove()"),
         ("sysv_ipc.Semaphore(None, sysv_ipc.IPC_CREX)", "semaphores", "leak.remove()"),
+        ("tempfile.mkdtemp(dir='watched')", "files", "os.rmdir(leak)"),
     ],
-    ids=["descriptor", "process", "segment", "semaphore"],
+    ids=["descriptor", "process", "segment", "semaphore", "file"],
 )
 def test_plugin_fails_the_test_that_leaves_something_behind(
     user: pytest.Pytester, leak: str, kind: str, give_back: str
 ) -> None:
     test = f"""
+        import os
         import subprocess
         import sysv_ipc
+        import tempfile
 
         def test_tidy():
             pass

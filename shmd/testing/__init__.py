@@ -9,6 +9,7 @@ directory and an instance of its own, so that tests see neither each other's top
             assert (await subscription.get()).value == {"px": 101.25}
 
 The async fixtures need pytest-asyncio. ``shmd_leak_check`` fails a test that leaves anything behind: make it autouse.
+Files count in the directories that you let ``shmd_leak_directories`` return.
 """
 
 from __future__ import annotations
@@ -45,12 +46,18 @@ class Connect(Protocol):
 
 
 @pytest.fixture
-def shmd_leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
+def shmd_leak_directories() -> tuple[Path, ...]:
+    """Where ``shmd_leak_check`` counts files; none, unless a fixture of this name in your ``conftest.py`` says so."""
+    return ()
+
+
+@pytest.fixture
+def shmd_leak_check(request: pytest.FixtureRequest, shmd_leak_directories: tuple[Path, ...]) -> Iterator[None]:
     """Fails the test, after the teardown of the fixtures requested after this one, if something is left behind.
 
     Make it the first fixture of a test, or autouse in a ``conftest.py``.
     """
-    before = Resources.now()
+    before = Resources.now(*shmd_leak_directories)
     yield
     if leaks := before.leaks():
         pytest.fail(f"left behind by {request.node.nodeid}: {leaks}", pytrace=False)
