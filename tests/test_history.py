@@ -303,3 +303,9 @@ def test_longest_pause_leaves_out_when_somebody_was_stopped() -> None:
     assert longest_pause_ns(histories, lambda topic, participant: [(150, 1000)][participant - 1 :]) == 240
     assert longest_pause_ns(histories, lambda topic, participant: [(700, 850), (250, 600)]) == 150
     assert longest_pause_ns([], lambda topic, participant: []) == 0
+
+
+def test_longest_pause_is_not_how_far_a_reader_lags() -> None:
+    receipts = [Receipt(n, 1, Value(1, n), 0, 100 + n, 1000 * n) for n in range(1, 9)]
+    histories = [TopicHistory("t", False, [], [Received(2, 0, receipts)])]
+    assert longest_pause_ns(histories, lambda topic, participant: []) == 1000

@@ -178,9 +178,9 @@ class _Checker:
 def longest_pause_ns(
     histories: Iterable[TopicHistory], excluded: Callable[[str, int], Sequence[tuple[int, int]]]
 ) -> int:
-    """The longest time for which a participant that lived got nowhere: between two answers to a publisher, or from a
-    record's publication to its arrival. ``excluded``: by topic and participant, times in which it, or somebody whom it
-    must wait for, was stopped.
+    """The longest time for which a participant that lived got nowhere: between two answers to a publisher, or to the
+    arrival of a record from that of the one before, if it was there by then, or else from its publication.
+    ``excluded``: by topic and participant, times in which it, or somebody whom it must wait for, was stopped.
     """
     longest = 0
     for history in histories:
@@ -190,8 +190,10 @@ def longest_pause_ns(
             longest = max(longest, *(_without(a, b, apart) for a, b in itertools.pairwise(times)), 0)
         for seen in history.received:
             apart = sorted(excluded(history.name, seen.reader))
-            waits = (_without(receipt.sent_ns, receipt.received_ns, apart) for receipt in seen.receipts)
-            longest = max(longest, *waits, 0)
+            before = 0
+            for receipt in seen.receipts:
+                longest = max(longest, _without(max(before, receipt.sent_ns), receipt.received_ns, apart))
+                before = receipt.received_ns
     return longest
 
 

@@ -74,7 +74,10 @@ async def _take_part(
 async def opened(
     orders: Orders, name: str, open_one: Callable[[shmd.Client, str], Awaitable[Any]]
 ) -> AsyncIterator[tuple[shmd.Client, dict[str, Any]]]:
-    """A client with one thing opened per topic, however often the daemon goes away meanwhile."""
+    """A client with one thing opened per topic, however often the daemon goes away meanwhile.
+
+    All at once: a subscriber whose second topic waits for a daemon would not read its first, and hold publishers up.
+    """
     while True:
         try:
             client = await shmd.connect(orders.socket_path, name=f"torture {name} {orders.number}")
@@ -83,9 +86,9 @@ async def opened(
             continue
         async with client:
             try:
-                things = {topic: await open_one(client, topic) for topic in orders.topics}
+                things = await asyncio.gather(*(open_one(client, topic) for topic in orders.topics))
             except Disconnected:
                 continue
             orders.ready_path.touch()
-            yield client, things
+            yield client, dict(zip(orders.topics, things, strict=True))
             return

@@ -38,6 +38,7 @@ async def subscribe(orders: Orders, log: LogWriter, finish: asyncio.Future[bytes
 
 
 async def _join(client: shmd.Client, topic: str, log: LogWriter) -> shmd.Subscription[bytes]:
+    await client.latest(topic, codec="raw")  # it asks the daemon once; by the second time that may be away
     subscription = await client.subscribe(topic, codec="raw")
     newest = await client.latest(topic, codec="raw")
     log.join(topic, newest.seq if newest else 0)
