@@ -386,6 +386,8 @@ static int say_hello(struct shmd_client *client, int64_t deadline_ns) {
     client->number = welcome.client;
     client->resumed = welcome.resumed;
     client->looked_ns = shmd_now_ns();
+    if (welcome.settling)
+        client->adrift_until_ns = client->looked_ns + SHMD_SETTLE_NS;
     return 0;
 }
 

@@ -95,6 +95,7 @@ static const struct field welcome_fields[] = {
     NUMBER(shmd_reply, roster_id, U32_MAX),
     {"instance_id", ID16, true, AT(shmd_reply, instance_id), 0, {NULL, NULL}},
     OPTIONAL_FLAG(shmd_reply, resumed),
+    OPTIONAL_FLAG(shmd_reply, settling),
     END_OF_FIELDS,
 };
 static const struct field plain_fields[] = {ID_FIELD, END_OF_FIELDS};

@@ -39,7 +39,7 @@ struct shmd_reply {
     uint32_t major, minor, roster_id;         /* welcome */
     uint64_t client;
     uint8_t instance_id[16];
-    bool resumed;
+    bool resumed, settling;
     char code[48], message[512], hint[512];   /* refused; cut off if they are longer */
     struct shmd_topic_info topic;             /* topic, publisher, subscriber */
     struct shmd_segment_info segment;         /* segment */

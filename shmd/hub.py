@@ -100,7 +100,7 @@ class Hub:
         self.away = False
         """The daemon is: requests wait for it."""
         self.adrift = False
-        """The daemon is away, or came back just now: bells may not come, and sleepers look again by themselves."""
+        """The daemon is away, or others are on their way back to it: bells may not come, sleepers look themselves."""
         self._settling: asyncio.TimerHandle | None = None
         self.members: weakref.WeakSet[Member] = weakref.WeakSet()
         self.watchers: weakref.WeakValueDictionary[int, Watcher] = weakref.WeakValueDictionary()
@@ -118,11 +118,14 @@ class Hub:
     async def connect(self, timeout_s: float) -> None:
         """For the first time. Raises why it cannot be; nothing stays open then."""
         try:
-            self.bystander.learn(await self.link.connect(timeout_s))
+            welcome = await self.link.connect(timeout_s)
+            self.bystander.learn(welcome)
         except BaseException:
             self.closed = True
             self._hang_up()
             raise
+        if welcome.settling:
+            self._settle()
 
     def check_open(self) -> None:
         """``ClosedError`` if the client was closed, ``ForkedError`` if it is another process's."""
@@ -259,10 +262,14 @@ class Hub:
 
     def link_restored(self, *, resumed: bool) -> None:
         self.away = False
-        # Others may be on their way back still, and ring the old bells until then.
-        self._settling = self.loop.call_later(limits.SETTLE_S, self._settled)
+        self._settle()
         logger.info("the daemon is back")
         self._tell(ClientEvent("reconnected", resumed=resumed))
+
+    def _settle(self) -> None:
+        """Others may be on their way back to the daemon still, and ring the old bells until then."""
+        self.adrift = True
+        self._settling = self.loop.call_later(limits.SETTLE_S, self._settled)
 
     def _settled(self) -> None:
         self.adrift = False

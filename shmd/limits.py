@@ -113,7 +113,8 @@ RECONNECT_MAX_S: Final = 1.0
 CLIENT_EVENTS_MAX: Final = 64
 """Events of a connection that wait for a program to read them: half an hour of a daemon that crashes each minute."""
 SETTLE_S: Final = 2 * RECONNECT_MAX_S
-"""After its own return a client still looks by itself for so long: others draw longer pauses before they return."""
+"""After its own return, or its first hello to a daemon to which others are on their way back, a client looks by itself
+for so long: others draw longer pauses before they return."""
 RESUME_S: Final = 10.0
 """A client that hung up and has not resumed for so long no longer holds publishers back: ten times the longest pause
 between two attempts to reconnect. It keeps its slots until its process is proven dead."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from shmd import limits
 from tests.c_programs import ROOT, STRICT, CPrograms, Program, failure, install_library, run
 from tests.loop_turns import until
 
@@ -352,6 +353,35 @@ class TestRestart:
                     await asyncio.sleep(0)
                     writer.ask("publish value", "0")
                     assert (await waiting).seq == n
+
+    @pytest.mark.parametrize("reader", ["C", "Python"])
+    async def test_new_subscriber_hears_a_publisher_that_rings_the_old_bell_still(
+        self, c_programs: CPrograms, restarts: Restarts, monkeypatch: pytest.MonkeyPatch, reader: str
+    ) -> None:
+        """It knows only the new bell, and is told that others are on their way back."""
+        import shmd
+
+        monkeypatch.setattr(limits, "SETTLE_S", 3600.0)
+        with c_programs.drive(restarts.socket_path) as writer:
+            writer.ask("publisher jobs", "0")
+            writer.ask("reconnect no")
+            await restarts.restart()
+            if reader == "Python":
+                async with shmd.connect(restarts.socket_path) as client, client.subscribe("jobs") as subscription:
+                    (topic,) = subscription._topics
+                    for n in range(1, 4):
+                        waiting = asyncio.create_task(subscription.get())
+                        await until(lambda: topic.asleep)
+                        writer.ask("publish 1", "0")
+                        assert (await waiting).seq == n
+            else:
+                with c_programs.drive(restarts.socket_path) as c:
+                    c.ask("subscriber jobs", "0")
+                    for n in range(1, 11):
+                        c.say("next timeout -1")
+                        writer.ask("connected")  # which takes about as long as falling asleep
+                        writer.ask("publish old", "0")
+                        assert c.line() == f"0 {n} lost 0 old"
 
     async def test_program_that_does_not_want_to_reconnect_goes_on_alone(
         self, c_programs: CPrograms, restarts: Restarts

@@ -119,6 +119,18 @@ class TestHello:
             roster_id=IDENTITY.roster_id,
         )
 
+    def test_client_is_told_while_others_are_on_their_way_back(self, world: World) -> None:
+        one, other = world.client(), world.client()
+        for client in (one, other):
+            publish(world, client)
+        world.restart()
+        assert world.resume(one).settling
+        newcomer = world.ask(world.connect(), Hello(id=1, major=1, minor=0))
+        assert isinstance(newcomer, Welcome)
+        assert newcomer.settling
+        assert not world.resume(other).settling
+        assert not world.ask(world.connect(), Hello(id=1, major=1, minor=0)).settling  # type: ignore[union-attr]
+
     def test_client_of_another_version_is_refused_and_hung_up_on(self, world: World) -> None:
         number = world.connect()
         effects = world.registry.request(number, Hello(id=1, major=2, minor=0))

@@ -34,6 +34,8 @@ class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
     attached: to be attached, read-only, before anything is opened."""
     resumed: bool = False
     """``client`` is the number asked for, with all publishers and subscribers that it still holds."""
+    settling: bool = False
+    """Others have lost their connection and not resumed yet: until they have, they ring the bells that they know."""
 
 
 class Done(Message, frozen=True, kw_only=True, tag="done"):

@@ -70,6 +70,7 @@ def _hello(state: State, client: Client, message: protocol.Hello) -> None:
         pid=identity.credentials.pid,
         roster_id=identity.roster_id,
         resumed=resumed,
+        settling=bool(state.absent),
     )
     state.send(client, welcome)
 
