@@ -19,7 +19,7 @@
 
 #include "seat.h"
 
-#define DOZE_MIN_NS 50000000ll
+#define DOZE_MIN_NS 10000000ll
 #define DOZE_MAX_NS 1000000000ll
 
 /* --- segments --- */
@@ -303,7 +303,7 @@ int shmd_seat_sleep(struct shmd_seat *seat, int64_t deadline_ns) {
     if (count > 0 || doze_ns == INT64_MAX)
         seat->doze_ns = DOZE_MIN_NS;
     else if (seat->doze_ns < DOZE_MAX_NS)
-        seat->doze_ns *= 2;
+        seat->doze_ns += seat->doze_ns / 8; /* a lost bell makes a pause an eighth longer */
     shmd_keep_in_touch(seat->client);
     return 0;
 }

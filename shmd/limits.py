@@ -52,9 +52,12 @@ LOCK_BACKOFF_MAX_S: Final = 0.005
 """A busy lock is held for nanoseconds, or by a process that the scheduler took off its core for milliseconds."""
 LOCK_TURNS: Final = 4
 """Turns of the loop after which a busy lock is tried again; only then come the pauses."""
-RECHECK_DISCONNECTED_MIN_S: Final = 0.05
+RECHECK_DISCONNECTED_MIN_S: Final = 0.01
 RECHECK_DISCONNECTED_MAX_S: Final = 1.0
-"""Without a daemon a bell may be lost: a sleeper looks again by itself, first soon, then less and less often."""
+RECHECK_DISCONNECTED_GROWTH: Final = 1.125
+"""Without a daemon a bell may be lost: a sleeper looks again by itself, first soon, then less often. Growing by an
+eighth, the next look is due after an eighth of the time for which nothing came: a lost bell makes a pause that much
+longer, and 40 looks of 20 µs come before there is one in a second."""
 STALL_REPORT_S: Final = 1.0
 """A publisher that has waited so long tells the daemon, then again every so often: a live reader takes milliseconds."""
 RECHECK_HOSTILE_S: Final = 1.0

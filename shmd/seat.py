@@ -70,7 +70,7 @@ class Doze:
             self._progress = progress
             self._next_s = limits.RECHECK_DISCONNECTED_MIN_S
         now_s = self._next_s
-        self._next_s = min(2 * now_s, limits.RECHECK_DISCONNECTED_MAX_S)
+        self._next_s = min(limits.RECHECK_DISCONNECTED_GROWTH * now_s, limits.RECHECK_DISCONNECTED_MAX_S)
         return now_s
 
 
