@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from shmd import _core, limits, segment
+from shmd import roster_layout as layout
 from shmd.testing import DaemonProcess
 from tests.loop_turns import until
 
@@ -29,6 +31,10 @@ class Restarts:
         for client in clients:
             await until(lambda client=client: client.state == "disconnected")  # type: ignore[misc]
 
+    async def forget_everybody(self) -> None:
+        """Between ``kill`` and ``start``: the roster says of nobody any more that he takes part."""
+        await asyncio.to_thread(self._forget_everybody)
+
     async def start(self, *clients: shmd.Client) -> None:
         """Start the successor, and wait until the clients are connected to it."""
         self.daemon = await asyncio.to_thread(self._successor)
@@ -48,3 +54,16 @@ class Restarts:
 
     def _successor(self) -> DaemonProcess:
         return DaemonProcess.start(instance=self.daemon.instance, runtime_dir=self.daemon.runtime_dir)
+
+    def _forget_everybody(self) -> None:
+        parts = [
+            found.id
+            for found in segment.list_segments()
+            if found.size_bytes == layout.ROSTER_BYTES and found.creator_pid == self.daemon.pid
+        ]
+        assert parts, "there is no roster"
+        for part in parts:
+            with segment.attach(part, readonly=False) as held:
+                for index in range(limits.PARTICIPANTS_MAX):
+                    offset = layout.PARTICIPANTS_AT + index * layout.PARTICIPANT.size_bytes
+                    _core.store_word(held.mapping, offset, 0)

@@ -397,6 +397,39 @@ class TestRestart:
             c.ask("declare other", failure(errno.ENOTCONN))
             assert c.ask("connected") == "0"
 
+    @pytest.mark.parametrize("notifier", ["eventfd", "fifo"])
+    async def test_c_programs_that_the_daemon_forgot_go_on_where_they_were(
+        self, c_programs: CPrograms, restarts: Restarts, notifier: str
+    ) -> None:
+        import shmd
+
+        with c_programs.drive(restarts.socket_path) as writer, c_programs.drive(restarts.socket_path) as reader:
+            writer.ask(f"publisher jobs wait size 4096 {notifier}", "0")
+            reader.ask("subscriber jobs", "0")
+            for n in range(1, 6):
+                writer.ask(f"publish {n}", "0")
+            for n in range(1, 3):
+                assert reader.ask("next timeout -1") == f"0 {n} lost 0 {n}"
+            await restarts.kill()
+            await restarts.forget_everybody()
+            await restarts.start()
+            for program in (writer, reader):
+                program.ask("resume", "0")
+            for n in range(3, 6):
+                assert reader.ask("next timeout -1") == f"0 {n} lost 0 {n}"
+            for n in range(6, 9):
+                reader.say("next timeout -1")
+                writer.ask(f"publish {n}", "0")
+                assert reader.line() == f"0 {n} lost 0 {n}"
+            assert reader.ask("tethered") == "1"
+            while writer.ask(f"publish {'x' * 200} timeout 0").split()[0] != FULL:
+                pass
+            assert reader.ask("next timeout -1").startswith("0 9 lost 0"), "the tether held publishers back"
+            async with shmd.connect(restarts.socket_path) as client:
+                stat = await client.stat("jobs")
+            assert stat is not None
+            assert (len(stat.publishers), len(stat.subscribers)) == (1, 1)
+
     async def test_topic_that_went_with_the_daemon_is_reported_as_removed(
         self, c_programs: CPrograms, restarts: Restarts
     ) -> None:

@@ -163,6 +163,26 @@ class TestNotifying:
                 c.ask("wait", EMPTY)
                 await segment.close()
 
+    async def test_c_program_that_the_daemon_forgot_keeps_its_segment(
+        self, c_programs: CPrograms, restarts: Restarts
+    ) -> None:
+        with c_programs.drive(restarts.socket_path) as c:
+            c.ask("segment frame size 4096", "0")
+            c.ask("write kept", "0")
+            await restarts.kill()
+            await restarts.forget_everybody()
+            await restarts.start()
+            c.ask("resume", "0")
+            async with shmd.connect(restarts.socket_path) as client, client.segment("frame") as segment:
+                assert bytes(segment.buf[:5]) == b"kept\0"
+                c.say("wait timeout -1")
+                segment.notify()
+                assert c.line().split()[0] == "0"
+                waiting = asyncio.create_task(segment.wait())
+                await asyncio.sleep(0)
+                c.ask("notify", "0")
+                await waiting
+
     async def test_c_hears_of_the_removal_and_keeps_the_memory(
         self, drive: Callable[[], Program], shmd_client: shmd.Client
     ) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import SOAK
 from tests.loop_turns import turns, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from tests.restarts import Restarts
 
@@ -325,31 +325,6 @@ async def _open(client: shmd.Client, topic: str) -> shmd.Subscription[Any]:
 # --- a daemon that does not know us -----------------------------------------------------------------------------------
 
 
-def edit_roster(restarts: Restarts, edit: Callable[[segment.Segment, int], None]) -> None:
-    """Call ``edit`` with both parts of the dead daemon's roster and each participant's offset in it."""
-    parts = [
-        found.id
-        for found in segment.list_segments()
-        if found.size_bytes == layout.ROSTER_BYTES and found.creator_pid in pids_of(restarts)
-    ]
-    assert parts, "there is no roster"
-    for part in parts:
-        with segment.attach(part, readonly=False) as held:
-            for index in range(limits.PARTICIPANTS_MAX):
-                offset = layout.PARTICIPANTS_AT + index * layout.PARTICIPANT.size_bytes
-                if _core.load_word(held.mapping, offset):
-                    edit(held, offset)
-
-
-def pids_of(restarts: Restarts) -> set[int]:
-    return {restarts.daemon.pid}
-
-
-def forget(held: segment.Segment, offset: int) -> None:
-    _core.store_word(held.mapping, offset, 0)
-
-
-@pytest.mark.may_block
 async def test_clients_that_the_daemon_forgot_go_on_where_they_were(restarts: Restarts) -> None:
     async with (
         two_clients(restarts) as (sender, receiver),
@@ -363,7 +338,7 @@ async def test_clients_that_the_daemon_forgot_go_on_where_they_were(restarts: Re
             await publisher.publish(number)
         assert [(await subscription.get()).value for _ in range(4)] == [0, 1, 2, 3]
         await restarts.kill(sender, receiver)
-        edit_roster(restarts, forget)
+        await restarts.forget_everybody()
         await publisher.publish(10)
         await restarts.start(sender, receiver)
         assert [(await anext(events)).kind for _ in range(2)] == ["disconnected", "reconnected"]
@@ -390,7 +365,7 @@ async def test_publisher_that_the_daemon_forgot_is_woken_when_there_is_room(rest
         receiver.subscribe("t") as subscription,
     ):
         await restarts.kill(sender, receiver)
-        edit_roster(restarts, forget)
+        await restarts.forget_everybody()
         await restarts.start(sender, receiver)
         await until(lambda: not (sender._hub.adrift or receiver._hub.adrift))  # from here on only bells wake
         with contextlib.suppress(shmd.TopicFull):
