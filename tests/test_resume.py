@@ -244,6 +244,8 @@ async def test_descriptors_stay_the_same_over_many_restarts(restarts: Restarts) 
         receiver.subscribe(">") as subscription,
     ):
         await sender.latest("t")
+        await until(lambda: subscription.topics == ("t",))
+        await receiver.topics()  # by now the daemon has closed what it sent
         before = descriptors()
         daemon_before = len(os.listdir(f"/proc/{restarts.daemon.pid}/fd"))
         for number in range(RESTARTS):
@@ -251,6 +253,7 @@ async def test_descriptors_stay_the_same_over_many_restarts(restarts: Restarts) 
             await publisher.publish(number)
             assert (await subscription.get()).value == number
             assert descriptors() == before
+        await receiver.topics()
         assert len(os.listdir(f"/proc/{restarts.daemon.pid}/fd")) == daemon_before
 
 
