@@ -1,6 +1,6 @@
 /*
- * A dead subscriber holds publishers back until its tether is taken. That is the daemon's work; while it is away the one
- * who waits does it, with the daemon's own proof of death. The roster says which process sits in the slot: its transient
+ * A dead subscriber holds publishers back until its tether is taken. That is the daemon's work; if it is away or stopped,
+ * the one who waits does it, with the daemon's own proof of death. The roster says which process sits in the slot: its transient
  * segment, which every client has attached, or the lasting one, whose id stands in there.
  *
  * Proof of death is a pidfd that cannot be had because there is no such process, or one of a process that ended, or of one

@@ -94,11 +94,16 @@ const struct shmd_topic_info *shmd_publisher_topic(const struct shmd_publisher *
 
 size_t shmd_record_size_max(const struct shmd_publisher *publisher) { return publisher->seat.log.payload_max; }
 
+/* One wait for room or for the lock. */
+struct patience {
+    int64_t began_ns, look_ns, report_ns;
+};
+
 /* Have the daemon look who is to blame, once a second. */
-static void report_stall(struct shmd_publisher *p, int64_t *report_ns) {
-    if (shmd_now_ns() < *report_ns)
+static void report_stall(struct shmd_publisher *p, struct patience *patience) {
+    if (shmd_now_ns() < patience->report_ns)
         return;
-    *report_ns = shmd_now_ns() + STALL_REPORT_NS;
+    patience->report_ns = shmd_now_ns() + STALL_REPORT_NS;
     struct shmd_client *client = p->seat.client;
     struct shmd_request r;
     shmd_control_begin_for(client, &r, "stall", p->seat.info.name, 0);
@@ -106,27 +111,42 @@ static void report_stall(struct shmd_publisher *p, int64_t *report_ns) {
         (void)shmd_control_post(client, &r);
 }
 
-static int wait_for_room(struct shmd_publisher *p, int64_t deadline_ns, int64_t *report_ns) {
+/* Whether the next look for a dead subscriber is due; the one after it comes after an eighth of the time waited. */
+static bool is_overdue(struct patience *patience) {
+    int64_t now_ns = shmd_now_ns();
+    if (now_ns < patience->look_ns)
+        return false;
+    int64_t pause_ns = (now_ns - patience->began_ns) / 8;
+    if (pause_ns < SHMD_DOZE_MIN_NS)
+        pause_ns = SHMD_DOZE_MIN_NS;
+    patience->look_ns = now_ns + (pause_ns < SHMD_DOZE_MAX_NS ? pause_ns : SHMD_DOZE_MAX_NS);
+    return true;
+}
+
+/* A daemon takes a dead subscriber's tether within a millisecond, but it may be away, or stopped. */
+static int wait_for_room(struct shmd_publisher *p, int64_t deadline_ns, struct patience *patience) {
     if (shmd_appender_arm(&p->appender) == SHMD_AGAIN) {
         (void)sched_yield();
         return 0;
     }
-    report_stall(p, report_ns);
+    report_stall(p, patience);
     struct shmd_seat *seat = &p->seat;
     int space_fd = seat->info.fifo ? seat->record_fd : seat->space_fd;
-    if (seat->client->fd < 0 && shmd_free_dead(&seat->client->roster, &seat->log, seat->info.topic_id)) /* others wait, too */
+    if ((is_overdue(patience) || seat->client->fd < 0) &&
+        shmd_free_dead(&seat->client->roster, &seat->log, seat->info.topic_id)) /* others wait, too */
         (void)shmd_bell_ring(&seat->log, shmd_bell_of(&seat->log, space_fd), SHMD_PUBLISHERS);
-    int64_t until_ns = deadline_ns < *report_ns ? deadline_ns : *report_ns;
-    int64_t look_ns = p->appender.unheard ? shmd_now_ns() + UNHEARD_NS : INT64_MAX;
+    int64_t until_ns = deadline_ns < patience->report_ns ? deadline_ns : patience->report_ns;
+    int64_t unheard_ns = p->appender.unheard ? shmd_now_ns() + UNHEARD_NS : INT64_MAX;
+    int64_t look_ns = patience->look_ns < unheard_ns ? patience->look_ns : unheard_ns;
     return shmd_seat_sleep(seat, look_ns < until_ns ? look_ns : until_ns);
 }
 
-static int back_off(struct shmd_publisher *p, unsigned tries, int64_t *report_ns) {
+static int back_off(struct shmd_publisher *p, unsigned tries, struct patience *patience) {
     if (tries < LOCK_TURNS) {
         (void)sched_yield();
         return 0;
     }
-    report_stall(p, report_ns);
+    report_stall(p, patience);
     shmd_keep_in_touch(p->seat.client);
     return poll(NULL, 0, LOCK_PAUSE_MS) < 0 ? -errno : 0;
 }
@@ -143,7 +163,8 @@ static int refuse_append(struct shmd_publisher *p, int result) {
 int shmd_publish_many(struct shmd_publisher *publisher, const struct shmd_bytes *payloads, size_t count, int timeout_ms,
                       uint64_t *seqp) {
     struct shmd_publisher *p = publisher;
-    int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : -1, report_ns = 0;
+    int64_t deadline_ns = timeout_ms < 0 ? INT64_MAX : -1;
+    struct patience patience = {0, 0, 0};
     uint64_t seq = 0;
     shmd_keep_in_touch(p->seat.client);
     for (unsigned tries = 0;; tries++) {
@@ -157,12 +178,13 @@ int shmd_publish_many(struct shmd_publisher *publisher, const struct shmd_bytes 
         if (result < 0)
             return refuse_append(p, result);
         if (tries == 0) {
-            report_ns = shmd_now_ns() + STALL_REPORT_NS;
+            int64_t now_ns = shmd_now_ns();
+            patience = (struct patience){now_ns, now_ns + SHMD_DOZE_MIN_NS, now_ns + STALL_REPORT_NS};
             deadline_ns = shmd_deadline_ns(timeout_ms);
         }
         if (shmd_now_ns() >= deadline_ns)
             return result;
-        int waited = result == SHMD_FULL ? wait_for_room(p, deadline_ns, &report_ns) : back_off(p, tries, &report_ns);
+        int waited = result == SHMD_FULL ? wait_for_room(p, deadline_ns, &patience) : back_off(p, tries, &patience);
         if (waited < 0)
             return waited;
     }

@@ -19,9 +19,6 @@
 
 #include "seat.h"
 
-#define DOZE_MIN_NS 10000000ll
-#define DOZE_MAX_NS 1000000000ll
-
 /* --- segments --- */
 
 static int attach(struct shmd_client *client, uint32_t id, bool readonly, void **memoryp, size_t *bytesp) {
@@ -158,7 +155,7 @@ static int take_seat(struct shmd_seat *seat, int *fds) {
     seat->record_fd = fds[0];
     seat->space_fd = fds[1];
     seat->client_number = client->number;
-    seat->doze_ns = DOZE_MIN_NS;
+    seat->doze_ns = SHMD_DOZE_MIN_NS;
     seat->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     int result = seat->epoll_fd < 0 ? -errno : watch_bell(seat);
     if (result == 0)
@@ -264,7 +261,7 @@ int64_t shmd_seat_doze_ns(const struct shmd_seat *seat) {
     const struct shmd_client *client = seat->client;
     if (client->fd < 0 || shmd_now_ns() < client->adrift_until_ns)
         return seat->doze_ns;
-    return seat->info.hostile ? DOZE_MAX_NS : INT64_MAX;
+    return seat->info.hostile ? SHMD_DOZE_MAX_NS : INT64_MAX;
 }
 
 /* Once: whoever writes faster than this reads wakes us again. */
@@ -301,8 +298,8 @@ int shmd_seat_sleep(struct shmd_seat *seat, int64_t deadline_ns) {
     if (count < 0)
         return count;
     if (count > 0 || doze_ns == INT64_MAX)
-        seat->doze_ns = DOZE_MIN_NS;
-    else if (seat->doze_ns < DOZE_MAX_NS)
+        seat->doze_ns = SHMD_DOZE_MIN_NS;
+    else if (seat->doze_ns < SHMD_DOZE_MAX_NS)
         seat->doze_ns += seat->doze_ns / 8; /* a lost bell makes a pause an eighth longer */
     shmd_keep_in_touch(seat->client);
     return 0;

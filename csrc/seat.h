@@ -8,6 +8,10 @@
 #include "control.h"
 #include "shmd.h"
 
+/* Who looks by itself does so after the one, then after an eighth of the time for which nothing came, at most the other. */
+#define SHMD_DOZE_MIN_NS 10000000ll
+#define SHMD_DOZE_MAX_NS 1000000000ll
+
 struct shmd_seat {
     struct shmd_client *client;
     struct shmd_seat *next;

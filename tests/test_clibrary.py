@@ -6,6 +6,7 @@ import asyncio
 import errno
 import re
 import shutil
+import signal
 import subprocess
 from typing import TYPE_CHECKING, Final
 
@@ -476,20 +477,25 @@ class TestDeath:
             for _ in range(50):
                 await publisher.publish(b"x" * 900)
 
+    @pytest.mark.parametrize("daemon", ["killed", "stopped"])
     async def test_full_c_publisher_frees_the_topic_of_a_dead_subscriber_while_there_is_no_daemon(
-        self, c_programs: CPrograms, restarts: Restarts
+        self, c_programs: CPrograms, restarts: Restarts, daemon: str
     ) -> None:
         with c_programs.drive(restarts.socket_path) as writer:
             writer.ask("publisher jobs wait size 4096", "0")
             reader = c_programs.drive(restarts.socket_path)
             reader.ask("subscriber jobs", "0")
-            await restarts.kill()
+            if daemon == "killed":
+                await restarts.kill()
+            else:
+                restarts.daemon.process.send_signal(signal.SIGSTOP)
             while writer.ask("publish " + "x" * 900).startswith("0"):
                 pass
             assert writer.ask("publish " + "x" * 900 + " timeout 1").split()[0] == FULL, "the subscriber lives"
             reader.kill()
             assert writer.ask("publish " + "x" * 900 + " timeout -1").startswith("0")
-            assert writer.ask("connected") == "0"
+            assert writer.ask("connected") == ("0" if daemon == "killed" else "1")
+            restarts.daemon.process.send_signal(signal.SIGCONT)
 
 
 def test_c_program_keeps_the_roster_for_the_daemon_that_comes_next(c_programs: CPrograms, restarts: Restarts) -> None:

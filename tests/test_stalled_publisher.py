@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -47,9 +48,15 @@ def fill(publisher: shmd.Publisher[Any]) -> int:
     return count
 
 
+async def _subscribers_of(client: shmd.Client, topic: str, count: int) -> bool:
+    stat = await client.stat(topic)
+    return stat is not None and len(stat.subscribers) == count
+
+
 @pytest.mark.may_block
+@pytest.mark.parametrize("daemon", ["killed", "stopped"])
 async def test_full_publisher_without_a_daemon_frees_its_topic_of_a_dead_reader(
-    restarts: Restarts, caplog: pytest.LogCaptureFixture
+    restarts: Restarts, caplog: pytest.LogCaptureFixture, daemon: str
 ) -> None:
     async with (
         shmd.connect(restarts.socket_path) as client,
@@ -59,14 +66,21 @@ async def test_full_publisher_without_a_daemon_frees_its_topic_of_a_dead_reader(
         with reader(restarts, "t") as child:
             count = fill(publisher)
             assert len(await subscription.get_many(limits.GET_MANY_MAX)) == count
-            await restarts.kill(client)
+            if daemon == "killed":
+                await restarts.kill(client)
+            else:
+                restarts.daemon.process.send_signal(signal.SIGSTOP)
             waiting = asyncio.create_task(publisher.publish("at last"))
-            await until(lambda: client._hub.link._reconnecting is not None)
-            await asyncio.sleep(2 * limits.RECHECK_DISCONNECTED_MIN_S)
+            if daemon == "killed":
+                await until(lambda: client._hub.link._reconnecting is not None)
+            await asyncio.sleep(5 * limits.RECHECK_DISCONNECTED_MIN_S)
             assert not waiting.done(), "the reader lives, and is waited for"
             child.kill()
             await waiting
             assert (await subscription.get()).value == "at last"
+            if daemon == "stopped":
+                restarts.daemon.process.send_signal(signal.SIGCONT)
+                await until(lambda: _subscribers_of(client, "t", 1))
         assert "is dead, and no longer waited for" in caplog.text
         assert subscription.tethered
 
