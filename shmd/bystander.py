@@ -1,7 +1,8 @@
 """What a publisher does that waits too long: see to the dead itself, if the daemon does not.
 
-A dead subscriber holds publishers back until its tether is taken. That is the daemon's work. If it is away or stopped, the
-one who waits takes the tether itself, with the daemon's own proof of death: the roster says which process sits in the slot.
+A dead subscriber holds publishers back until its tether is taken. That is the daemon's work. If it is away or stopped,
+the one who waits takes the tether itself, with the daemon's own proof of death: the roster says which process sits in
+the slot.
 
 A client keeps the roster attached for its own sake, too: so it is there for the next daemon, whatever becomes of this.
 """
