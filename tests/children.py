@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
+import importlib
 import os
 import pickle
+import pkgutil
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+
+import shmd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,9 +53,18 @@ def in_child(function: Callable[[], T]) -> T:
 
 def become_stranger(*, groups: tuple[int, ...] = ()) -> None:
     """Give up root for a user that exists nowhere. In a child only."""
+    _load_all()
     os.setgroups(groups)
     os.setresgid(STRANGER_GID, STRANGER_GID, STRANGER_GID)
     os.setresuid(STRANGER_UID, STRANGER_UID, STRANGER_UID)
+
+
+def _load_all() -> None:
+    """Whatever may be imported later on: a stranger may not read the directory that Python lies in."""
+    codecs.lookup("ascii")
+    for module in pkgutil.walk_packages(shmd.__path__, "shmd."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def enter_ipc_namespace(**limits: int) -> None:
