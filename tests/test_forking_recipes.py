@@ -70,6 +70,12 @@ def ask(path: Path) -> int:
         connection.close()
 
 
+def listens(path: Path) -> bool:
+    """That its socket exists is not enough: it is bound before it listens."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(os.fspath(path)) == 0
+
+
 @pytest.fixture(params=PROGRAMS)
 def server(request: pytest.FixtureRequest, tmp_path: Path, shmd_daemon: DaemonProcess) -> Iterator[Path]:
     """A gunicorn whose master has imported the program; the socket it answers at."""
@@ -81,7 +87,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, shmd_daemon: DaemonPr
     environment = os.environ | {"SHMD_SOCKET": shmd_daemon.socket_path, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as master:
         try:
-            while not path.exists():
+            while not listens(path):
                 assert master.poll() is None, master.communicate()[1].decode()
             yield path
         finally:
