@@ -242,8 +242,6 @@ class Hub:
     def link_lost(self, reason: Exception | None) -> None:
         """The data plane goes on; sleepers look again by themselves from now on."""
         self.away = self.adrift = True
-        if self._settling is not None:
-            self._settling.cancel()
         why = str(reason or "it hung up")
         logger.warning("the daemon is gone (%s): open topics go on without it", why)
         for seat in self.all_seats():
@@ -269,10 +267,12 @@ class Hub:
     def _settle(self) -> None:
         """Others may be on their way back to the daemon still, and ring the old bells until then."""
         self.adrift = True
+        if self._settling is not None:
+            self._settling.cancel()
         self._settling = self.loop.call_later(limits.SETTLE_S, self._settled)
 
     def _settled(self) -> None:
-        self.adrift = False
+        self.adrift = self.away  # it may have gone again meanwhile
 
     def _tell(self, event: ClientEvent) -> None:
         for stream in list(self.streams):

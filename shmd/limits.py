@@ -57,7 +57,8 @@ RECHECK_DISCONNECTED_MAX_S: Final = 1.0
 RECHECK_DISCONNECTED_GROWTH: Final = 1.125
 """Without a daemon a bell may be lost: a sleeper looks again by itself, first soon, then less often. Growing by an
 eighth, the next look is due after an eighth of the time for which nothing came: a lost bell makes a pause that much
-longer, and 40 looks of 20 µs come before there is one in a second."""
+longer, and 40 looks of 20 µs come before there is one in a second. Daemon or not, a publisher that waits for room looks
+for dead subscribers at the same times."""
 STALL_REPORT_S: Final = 1.0
 """A publisher that has waited so long tells the daemon, then again every so often: a live reader takes milliseconds."""
 RECHECK_HOSTILE_S: Final = 1.0

@@ -259,6 +259,20 @@ async def test_requests_wait_for_a_daemon_that_is_away_as_long_as_they_may(
             await request
 
 
+async def test_sleepers_look_by_themselves_while_a_daemon_that_had_just_come_is_away_again(
+    shmd_client: shmd.Client, shmd_daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SETTLE_S", 0.0)
+    hub = shmd_client._hub
+    shmd_daemon.kill()
+    await until(lambda: shmd_client.state == "disconnected")
+    hub._settle()  # by a welcome that was read after the connection had ended
+    later: asyncio.Future[None] = hub.loop.create_future()
+    hub.loop.call_later(limits.SETTLE_S, later.set_result, None)
+    await later
+    assert hub.adrift
+
+
 async def _publish_all(publisher: shmd.Publisher[Any], count: int) -> None:
     for number in range(count):
         await publisher.publish(number)
