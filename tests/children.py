@@ -53,13 +53,13 @@ def in_child(function: Callable[[], T]) -> T:
 
 def become_stranger(*, groups: tuple[int, ...] = ()) -> None:
     """Give up root for a user that exists nowhere. In a child only."""
-    _load_all()
+    load_all()
     os.setgroups(groups)
     os.setresgid(STRANGER_GID, STRANGER_GID, STRANGER_GID)
     os.setresuid(STRANGER_UID, STRANGER_UID, STRANGER_UID)
 
 
-def _load_all() -> None:
+def load_all() -> None:
     """Whatever may be imported later on: a stranger may not read the directory that Python lies in."""
     codecs.lookup("ascii")
     for module in pkgutil.walk_packages(shmd.__path__, "shmd."):
