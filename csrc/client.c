@@ -4,14 +4,18 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "seat.h"
 
+#define APPEARANCE_PAUSE_MIN_MS 10 /* between two looks for a daemon that is awaited: doubles */
+#define APPEARANCE_PAUSE_MAX_MS 100
+
 /* --- the connection --- */
 
-int shmd_connect(const char *path, const char *name, struct shmd_client **clientp) {
+static int make_client(const char *name, struct shmd_client **clientp) {
     struct shmd_client *client = *clientp = calloc(1, sizeof *client);
     if (client == NULL)
         return -ENOMEM;
@@ -24,10 +28,35 @@ int shmd_connect(const char *path, const char *name, struct shmd_client **client
             return shmd_fail(client, -EINVAL, "a client's name has at most %u bytes", SHMD_CLIENT_NAME_BYTES_MAX);
         memcpy(client->name, name, size + 1);
     }
+    return 0;
+}
+
+static int try_to_connect(struct shmd_client *client, const char *path, int64_t deadline_ns) {
+    int64_t soonest_ns = shmd_deadline_ns(SHMD_CONNECT_TIMEOUT_MS);
     int result = shmd_control_find(client, path);
+    return result != 0 ? result : shmd_control_connect(client, deadline_ns > soonest_ns ? deadline_ns : soonest_ns);
+}
+
+int shmd_connect(const char *path, const char *name, struct shmd_client **clientp) {
+    return shmd_connect_wait(path, name, 0, clientp);
+}
+
+int shmd_connect_wait(const char *path, const char *name, int timeout_ms, struct shmd_client **clientp) {
+    int64_t deadline_ns = shmd_deadline_ns(timeout_ms);
+    int result = make_client(name, clientp);
     if (result != 0)
         return result;
-    return shmd_control_connect(client, shmd_deadline_ns(SHMD_CONNECT_TIMEOUT_MS));
+    for (int pause_ms = APPEARANCE_PAUSE_MIN_MS;; pause_ms = 2 * pause_ms) {
+        result = try_to_connect(*clientp, path, deadline_ns);
+        bool absent = result == -ENOENT || result == -ENOTCONN; /* or it went away before it answered */
+        int left_ms = shmd_until_ms(deadline_ns);
+        if (!absent || left_ms == 0)
+            return result;
+        if (pause_ms > APPEARANCE_PAUSE_MAX_MS)
+            pause_ms = APPEARANCE_PAUSE_MAX_MS;
+        if (poll(NULL, 0, left_ms > 0 && left_ms < pause_ms ? left_ms : pause_ms) < 0)
+            return shmd_fail(*clientp, -EINTR, "interrupted by a signal");
+    }
 }
 
 void shmd_disconnect(struct shmd_client *client) {

@@ -52,10 +52,14 @@ struct shmd_segment;
 
 /* --- the connection --- */
 
-/* Connect to the daemon at `path`; NULL: $SHMD_SOCKET, else the first that exists of $XDG_RUNTIME_DIR/shmd/control.sock
- * and /run/shmd/control.sock. `name` (may be NULL) is what `shmd stat` shows. *clientp is set also after a failure, for
+/* Connect to the daemon at `path`; NULL: $SHMD_SOCKET, else the first control.sock that exists in $XDG_RUNTIME_DIR/shmd,
+ * /run/user/UID/shmd, /tmp/shmd-UID and /run/shmd (for root in the last and the first). Directories that another user owns
+ * or may write to are left out. `name` (may be NULL) is what `shmd stat` shows. *clientp is set also after a failure, for
  * its shmd_error_text(), and has to be given to shmd_disconnect(); it is NULL only after -ENOMEM. */
 int shmd_connect(const char *path, const char *name, struct shmd_client **clientp);
+/* The same, but where there is no daemon yet, try again until `timeout_ms` is over, for programs that are started together with
+ * theirs. */
+int shmd_connect_wait(const char *path, const char *name, int timeout_ms, struct shmd_client **clientp);
 /* Close all that is open, say goodbye, and free the client. NULL is fine. */
 void shmd_disconnect(struct shmd_client *client);
 bool shmd_connected(const struct shmd_client *client);

@@ -59,37 +59,6 @@ static int refused(struct shmd_client *client, const struct shmd_reply *reply) {
     return result;
 }
 
-/* --- where the daemon is --- */
-
-static int set_path(struct shmd_client *client, const char *path) {
-    size_t size = strlen(path);
-    if (size >= sizeof client->address.sun_path)
-        return shmd_fail(client, -ENAMETOOLONG, "a socket's path cannot have %zu bytes: %s", size, path);
-    client->address.sun_family = AF_UNIX;
-    memcpy(client->address.sun_path, path, size + 1);
-    return 0;
-}
-
-int shmd_control_find(struct shmd_client *client, const char *path) {
-    static const char *const system_path = "/run/shmd/control.sock";
-    char user_path[PATH_MAX] = "";
-    struct stat there;
-    if (path == NULL)
-        path = secure_getenv("SHMD_SOCKET");
-    if (path != NULL && *path)
-        return set_path(client, path);
-    const char *runtime_dir = secure_getenv("XDG_RUNTIME_DIR");
-    if (runtime_dir != NULL && *runtime_dir) {
-        int size = snprintf(user_path, sizeof user_path, "%s/shmd/control.sock", runtime_dir);
-        if (size > 0 && (size_t)size < sizeof user_path && stat(user_path, &there) == 0)
-            return set_path(client, user_path);
-    }
-    if (stat(system_path, &there) == 0)
-        return set_path(client, system_path);
-    return shmd_fail(client, -ENOENT, "no shmd found: looked at %s%s%s (start one with: shmd serve)",
-                     *user_path ? user_path : "", *user_path ? ", " : "", system_path);
-}
-
 /* --- packets --- */
 
 void shmd_control_lost(struct shmd_client *client) {
@@ -327,10 +296,10 @@ static int open_socket(struct shmd_client *client, int64_t deadline_ns) {
         }
         int error = errno;
         close(fd);
+        if (error == ENOENT || error == ECONNREFUSED)
+            return shmd_control_absent(client, strerror(error));
         if (error != EAGAIN && error != EINTR)
-            return shmd_fail(client, error == ECONNREFUSED ? -ENOENT : -error,
-                             "no shmd at %s: %s (start one with: shmd serve)", client->address.sun_path,
-                             strerror(error));
+            return shmd_fail(client, -error, "no shmd at %s: %s", client->address.sun_path, strerror(error));
         if (shmd_now_ns() >= deadline_ns)
             return shmd_fail(client, -ETIMEDOUT, "no shmd at %s: it does not accept connections",
                              client->address.sun_path);

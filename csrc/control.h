@@ -50,6 +50,8 @@ int shmd_fail(struct shmd_client *client, int result, const char *format, ...) _
 
 /* The socket to connect to, into client->address. */
 int shmd_control_find(struct shmd_client *client, const char *path);
+/* -ENOENT: nobody is at client->address, and what to do about that. */
+int shmd_control_absent(struct shmd_client *client, const char *why);
 /* Connect and say hello; resumes if client->number is not 0. */
 int shmd_control_connect(struct shmd_client *client, int64_t deadline_ns);
 /* Detach the roster, for good. */

@@ -11,15 +11,24 @@ at a time. Cancelling one gives back whatever it had opened by then.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from shmd import config, limits, names, protocol
+from shmd import limits, names, places, protocol
 from shmd.client_events import EventStream
 from shmd.client_segments import ClientSegments
 from shmd.codec import make_codec
-from shmd.errors import InvalidOption, NoSuchTopic, SegmentInvalid, SegmentNotFound, SegmentRemoved
+from shmd.errors import (
+    DaemonUnavailable,
+    Disconnected,
+    InvalidOption,
+    NoSuchTopic,
+    SegmentInvalid,
+    SegmentNotFound,
+    SegmentRemoved,
+)
 from shmd.hub import Hub, give_back_dropped
 from shmd.opener import Opener
 from shmd.publisher import Publisher, PublisherSeat
@@ -46,28 +55,51 @@ def connect(
     name: str | None = None,
     instance: str | None = None,
     timeout_s: float = limits.CONNECT_TIMEOUT_S,
+    wait: bool = False,
     request_timeout_s: float = limits.REQUEST_TIMEOUT_S,
 ) -> Opener[Client]:
     """Connect to the daemon at the socket ``path``, or of ``instance``, or the first that there is.
 
-    Without ``path``: ``$SHMD_SOCKET``, else the first that exists of ``$XDG_RUNTIME_DIR/shmd/control.sock`` and
-    ``/run/shmd/control.sock``. ``name`` is what ``stat`` shows (by default the program's). ``request_timeout_s`` is how
-    long a request waits for its answer, and for the daemon if that is away. Raises ``DaemonUnavailable``, which says
-    where it looked, ``VersionMismatch``, ``NamespaceMismatch``, ``LimitExceeded``.
+    Without ``path``: ``$SHMD_SOCKET``, else the first ``control.sock`` that exists in ``$XDG_RUNTIME_DIR/shmd``,
+    ``/run/user/UID/shmd``, ``/tmp/shmd-UID`` and ``/run/shmd`` (for root in the last and the first); directories that
+    another user owns or may write to are left out. ``name`` is what ``stat`` shows (by default the program's).
+
+    Where there is no daemon it fails at once; with ``wait=True`` it tries again until ``timeout_s`` seconds are over,
+    for programs that are started together with their daemon. A daemon that is there has ``timeout_s`` seconds to
+    answer. ``request_timeout_s`` is how long a later request waits for its answer, and for the daemon if that is away.
+
+    Raises ``DaemonUnavailable``, which says where it looked, ``Disconnected``, ``VersionMismatch``,
+    ``NamespaceMismatch``, ``LimitExceeded``.
     """
-    return Opener(_connect(path, name, instance, timeout_s, request_timeout_s))
+    return Opener(_connect(path, name, instance, timeout_s, request_timeout_s, wait=wait))
 
 
 async def _connect(
     path: str | os.PathLike[str] | None, name: str | None, instance: str | None, timeout_s: float,
-    request_timeout_s: float,
+    request_timeout_s: float, *, wait: bool,
 ) -> Client:  # fmt: skip
     hello_name = Path(sys.argv[0]).name[: limits.CLIENT_NAME_BYTES_MAX] if name is None else name
     if len(hello_name) > limits.CLIENT_NAME_BYTES_MAX:
         raise InvalidOption(f"{name!r} is too long for a client's name", f"{limits.CLIENT_NAME_BYTES_MAX} characters")
-    hub = Hub(config.find_socket(path, instance), hello_name, request_timeout_s)
-    await hub.connect(timeout_s)
-    return Client(hub)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    pause_s = limits.RECONNECT_MIN_S
+    while True:
+        try:
+            hub = Hub(places.find_socket(path, instance), hello_name, request_timeout_s)
+            await hub.connect(deadline - loop.time() if wait else timeout_s)
+            return Client(hub)
+        except (DaemonUnavailable, Disconnected) as error:
+            left_s = deadline - loop.time()
+            if not (wait and left_s > 0 and _may_come(error)):
+                raise
+        await asyncio.sleep(min(pause_s, left_s))
+        pause_s = min(2 * pause_s, limits.APPEARANCE_PAUSE_MAX_S)
+
+
+def _may_come(error: DaemonUnavailable | Disconnected) -> bool:
+    """Whether a daemon that appears would help: none was found, nobody listens, or the one that did went away."""
+    return error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError | ConnectionError)
 
 
 class Client(ClientSegments):

@@ -1,13 +1,8 @@
-"""Where a daemon lives and what it may use up; and where a client looks for one.
+"""What a daemon may use up, and where it lives; ``places`` says where that is unless somebody chose.
 
 An instance is a name. Its directory holds its socket and its lock; the default instance's is the runtime directory
-itself, another's a directory of its name below it:
-
-    $XDG_RUNTIME_DIR/shmd/control.sock           a user's own daemon
-    /run/shmd/control.sock                       the system's (and root's)
-    …/shmd/INSTANCE/control.sock                 another instance
-
-The configuration file is TOML, with the fields of ``DaemonConfig`` as its keys:
+itself, another's a directory of its name below it. The configuration file is TOML, with the fields of ``DaemonConfig``
+as its keys:
 
     instance = "trading"
     total_bytes = "16GiB"
@@ -16,33 +11,21 @@ The configuration file is TOML, with the fields of ``DaemonConfig`` as its keys:
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from shmd import limits, names, units
-from shmd.errors import ConfigError, DaemonUnavailable, InvalidName, InvalidOption
+from shmd.errors import ConfigError, InvalidName, InvalidOption
+from shmd.places import DEFAULT_INSTANCE, SOCKET_NAME, default_runtime_dir, instance_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-DEFAULT_INSTANCE: Final = "default"
-SYSTEM_RUNTIME_DIR: Final = Path("/run/shmd")
 SYSTEM_STATE_DIR: Final = Path("/var/lib/shmd")
-_SOCKET_NAME: Final = "control.sock"
 _LOCK_NAME: Final = "lock"
 _ROOT_UID: Final = 0
-
-
-def default_runtime_dir(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Path:
-    """``$XDG_RUNTIME_DIR/shmd`` for a user who has one, ``/run/shmd`` for root and services."""
-    user_dir = environ.get("XDG_RUNTIME_DIR")
-    if user_dir and (os.getuid() if uid is None else uid) != _ROOT_UID:
-        return Path(user_dir) / "shmd"
-    return SYSTEM_RUNTIME_DIR
 
 
 def default_state_dir(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Path:
@@ -60,6 +43,8 @@ def default_state_dir(environ: Mapping[str, str] = os.environ, uid: int | None =
 
 def instance_id(instance: str, uid: int) -> bytes:
     """The 16 bytes that mark an instance's segments: the same whenever this user starts it again."""
+    import hashlib  # which a client does without, and OpenSSL with it
+
     return hashlib.blake2b(f"shmd:{uid}:{instance}".encode(), digest_size=16).digest()
 
 
@@ -97,7 +82,7 @@ class DaemonConfig:
                 ) from error
             object.__setattr__(self, name, value)
         if self.socket_path == Path():
-            object.__setattr__(self, "socket_path", self.instance_dir / _SOCKET_NAME)
+            object.__setattr__(self, "socket_path", self.instance_dir / SOCKET_NAME)
         if self.state_dir == Path():
             usual = self.runtime_dir == default_runtime_dir()
             object.__setattr__(self, "state_dir", default_state_dir() if usual else self.runtime_dir / "state")
@@ -105,12 +90,12 @@ class DaemonConfig:
     @property
     def instance_dir(self) -> Path:
         """Holds what belongs to this instance alone."""
-        return _instance_dir(self.runtime_dir, self.instance)
+        return instance_dir(self.runtime_dir, self.instance)
 
     @property
     def instance_state_dir(self) -> Path:
         """The same for what survives a reboot."""
-        return _instance_dir(self.state_dir, self.instance)
+        return instance_dir(self.state_dir, self.instance)
 
     @property
     def lock_path(self) -> Path:
@@ -127,6 +112,8 @@ class DaemonConfig:
 
         ``ConfigError`` names the file, and the key if one is to blame.
         """
+        import tomllib  # not needed without a file
+
         try:
             with path.open("rb") as file:
                 table = tomllib.load(file)
@@ -142,39 +129,6 @@ class DaemonConfig:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.message}", error.hint) from error
         return cls(**table | {key: value for key, value in overrides.items() if value is not None})
-
-
-def find_socket(
-    explicit: str | os.PathLike[str] | None = None,
-    instance: str | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> Path:
-    """The socket to connect to.
-
-    ``explicit``; else ``$SHMD_SOCKET``, unless an ``instance`` is asked for; else the first that exists of the user's
-    and the system's, or ``DaemonUnavailable``, which says where it looked. The first two need not exist: connecting
-    will tell.
-    """
-    if explicit is not None:
-        return Path(explicit)
-    if instance is None and environ.get("SHMD_SOCKET"):
-        return Path(environ["SHMD_SOCKET"])
-    wanted = names.check_instance(instance or DEFAULT_INSTANCE)
-    user_dir = environ.get("XDG_RUNTIME_DIR")
-    runtime_dirs = [*([Path(user_dir) / "shmd"] if user_dir else []), SYSTEM_RUNTIME_DIR]
-    candidates = [_instance_dir(runtime_dir, wanted) / _SOCKET_NAME for runtime_dir in runtime_dirs]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    unset = [f"${name} is not set" for name in ("SHMD_SOCKET", "XDG_RUNTIME_DIR") if not environ.get(name)]
-    raise DaemonUnavailable(
-        f"no shmd found: looked at {', '.join(map(str, candidates))}" + "".join(f"; {what}" for what in unset),
-        "start one with: shmd serve",
-    )
-
-
-def _instance_dir(runtime_dir: Path, instance: str) -> Path:
-    return runtime_dir if instance == DEFAULT_INSTANCE else runtime_dir / instance
 
 
 def _count(value: int) -> int:

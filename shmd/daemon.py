@@ -22,7 +22,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from shmd import adoption, fifo, liveness, systemd, topic_store
+from shmd import adoption, fifo, liveness, places, systemd, topic_store
 from shmd.bell_store import BellStore, is_stored_bell
 from shmd.broker import Broker
 from shmd.errors import ConfigError, UsageError
@@ -149,6 +149,7 @@ def _lock_instance(config: DaemonConfig) -> int:
     The file stays: were it removed, two daemons could lock two files of the same name.
     """
     path = config.lock_path
+    places.claim(config.runtime_dir)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -116,6 +116,8 @@ RECONNECT_MAX_S: Final = 1.0
 """Pauses double up to this, each drawn at random from 0 to its length: a thousand clients do not come back at once."""
 CLIENT_EVENTS_MAX: Final = 64
 """Events of a connection that wait for a program to read them: half an hour of a daemon that crashes each minute."""
+APPEARANCE_PAUSE_MAX_S: Final = 0.1
+"""``connect(wait=True)`` looks for its daemon so often: an answer that feels immediate, for 0.1 % of a core."""
 SETTLE_S: Final = 2 * RECONNECT_MAX_S
 """After its own return, or its first hello to a daemon to which others are on their way back, a client looks by itself
 for so long: others draw longer pauses before they return."""

@@ -187,7 +187,10 @@ class Session:
         _close_all(fds)
 
     def _on_reply(self, message: protocol.Reply, fds: list[int]) -> None:
-        answer = self._pending.pop(message.id, None)
+        request_id = message.id
+        if request_id == 0 and len(self._pending) == 1:  # refused unread, as a hello is at the limit of clients
+            (request_id,) = self._pending
+        answer = self._pending.pop(request_id, None)
         if answer is None or answer.done():
             # Nobody waits any more: the request was cancelled, and so, on the daemon's side, is what it opened.
             _close_all(fds)

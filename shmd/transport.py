@@ -34,7 +34,7 @@ import termios
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from shmd import limits
+from shmd import limits, places
 from shmd.errors import DaemonUnavailable, LimitExceeded, ProtocolError, UsageError
 
 if TYPE_CHECKING:
@@ -230,7 +230,8 @@ async def connect(path: Path, timeout_s: float = limits.CONNECT_TIMEOUT_S) -> so
                 raise _unavailable(path, "it does not accept connections", "it is overloaded or stopped") from None
         except OSError as error:
             sock.close()
-            raise _unavailable(path, _reason(error), "start one with: shmd serve") from error
+            absent = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            raise _unavailable(path, _reason(error), places.how_to_start(path) if absent else None) from error
         await asyncio.sleep(_CONNECT_RETRY_S)
 
 
@@ -256,7 +257,7 @@ def _close_all(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _unavailable(path: Path, reason: str, hint: str) -> DaemonUnavailable:
+def _unavailable(path: Path, reason: str, hint: str | None) -> DaemonUnavailable:
     return DaemonUnavailable(f"no shmd at {path}: {reason}", hint)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import socket
 import struct
 import time
 from typing import TYPE_CHECKING, Any
@@ -357,6 +358,25 @@ class TestServe:
         assert str(shmd_daemon.pid) in errors
         assert shell.run("ls") == ""
 
+    def test_serve_listens_where_clients_look(self, tmp_path: Path) -> None:
+        shell = Shell(str(tmp_path / "s"))
+        serve = shell.start("serve", "--runtime-dir", str(tmp_path / "run"), "--ephemeral")
+        shell.run("pub", "t", "--wait", stdin=b"1\n")
+        assert shell.run("sub", "t", "--wait", "--start", "all", "--count", "1") == "1\n"
+        status, errors = end(serve, signal.SIGTERM)
+        assert (status, f"listening on {tmp_path / 's'}\n" in errors.decode()) == (0, True)
+        shell.close()
+
+    @pytest.mark.parametrize("chosen", ["--socket", "--instance"])
+    def test_serve_listens_elsewhere_if_that_is_chosen(self, tmp_path: Path, chosen: str) -> None:
+        arguments = {"--socket": str(tmp_path / "s"), "--instance": "default"}
+        socket_path = {"--socket": tmp_path / "s", "--instance": tmp_path / "run" / "control.sock"}[chosen]
+        shell = Shell(str(tmp_path / "environment"))
+        serve = shell.start("serve", "--runtime-dir", str(tmp_path / "run"), "--ephemeral", chosen, arguments[chosen])
+        shell.run("pub", "t", "--wait", "--socket", str(socket_path))
+        assert end(serve, signal.SIGTERM)[0] == 0
+        shell.close()
+
     def test_serve_keeps_to_its_byte_budget(self, shmd_start: StartDaemon) -> None:
         shell = Shell(shmd_start("--max-bytes", "1MiB").socket_path)
         assert "--max-bytes" in shell.run("pub", "t", "--size", "2MiB", status=1)
@@ -388,6 +408,20 @@ def test_command_looks_where_instance_and_socket_say(shmd_daemon: DaemonProcess,
     ls = elsewhere.start("ls", "--instance", "elsewhere", env=environment | {"XDG_RUNTIME_DIR": str(tmp_path)})
     assert str(tmp_path / "shmd" / "elsewhere" / "control.sock") in ls.communicate(timeout=TIMEOUT_S)[1].decode()
     elsewhere.close()
+
+
+@pytest.mark.parametrize("command", ["pub", "sub"])
+def test_command_that_waits_for_a_daemon_ends_on_ctrl_c(command: str, tmp_path: Path) -> None:
+    """It goes on looking: it has opened another socket since it was started."""
+    shell = Shell(str(tmp_path / "s"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(shell.socket_path)
+        listening.listen()
+        waiting = shell.start(command, "t", "--wait")
+        for _ in range(2):
+            listening.accept()[0].close()
+        assert end(waiting, signal.SIGINT) == (130, b"")
+    shell.close()
 
 
 def test_command_ends_quietly_where_the_reader_left_before_it_wrote(shell: Shell) -> None:

@@ -7,7 +7,10 @@ import errno
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -18,10 +21,9 @@ from tests.loop_turns import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import shmd
-    from shmd.testing import DaemonProcess
+    from shmd.testing import DaemonProcess, StartDaemon
     from tests.restarts import Restarts
 
 CSRC: Final = ROOT / "csrc"
@@ -291,6 +293,26 @@ class TestConnection:
         assert found == "last sequence number: 1\n"
         found = run(c_programs["publish"], "prices", "1", SHMD_SOCKET=shmd_daemon.socket_path, XDG_RUNTIME_DIR="/")
         assert found == "last sequence number: 2\n"
+
+    def test_program_waits_for_a_daemon_that_is_not_there_yet(
+        self, c_programs: CPrograms, shmd_start: StartDaemon
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix="shmd-", ignore_cleanup_errors=True) as directory:
+            path = f"{directory}/control.sock"
+            with c_programs.start("drive") as c:
+                assert path in c.ask(f"connect-wait {path} timeout 20", failure(errno.ENOENT))
+                c.ask("disconnect", "0")
+                assert "Not a directory" in c.ask(f"connect-wait {c_programs['drive']}/x", failure(errno.ENOTDIR))
+                c.ask("disconnect", "0")
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+                    listening.bind(path)
+                    listening.listen()
+                    c.say(f"connect-wait {path}")
+                    for _ in range(2):  # one that goes before it answers, then the next
+                        listening.accept()[0].close()
+                shmd_start(runtime_dir=Path(directory))
+                assert c.line().startswith("0 ")
+                c.ask("publisher t", "0")
 
     def test_closing_gives_every_descriptor_back(self, drive: Callable[[], Program]) -> None:
         c = drive()

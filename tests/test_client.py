@@ -7,22 +7,28 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import shmd
-from shmd import limits
+from shmd import limits, places
 from shmd.looks import Looks
 from tests.loop_turns import until
 
 if TYPE_CHECKING:
-    from shmd.testing import Connect, DaemonProcess
+    from collections.abc import Iterator
+
+    from shmd.testing import Connect, DaemonProcess, StartDaemon
 
 pytestmark = pytest.mark.both_loops
 
+WATCHDOG_S = 60.0
+"""Longer than anything takes."""
 BRIEF_S = 0.02
 """How long requests may take that nobody is going to answer."""
 SMALL = limits.TOPIC_SIZE_BYTES_MIN
@@ -31,6 +37,13 @@ SMALL = limits.TOPIC_SIZE_BYTES_MIN
 def state(client: shmd.Client) -> str:
     """A function, so that the type checker does not take it to be what it was."""
     return client.state
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Path]:
+    """Where a socket's path is not too long."""
+    with tempfile.TemporaryDirectory(prefix="shmd-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
 
 
 # --- connecting -------------------------------------------------------------------------------------------------------
@@ -62,6 +75,75 @@ async def test_connect_fails_fast_and_says_where_it_looked(tmp_path: Path) -> No
     path = tmp_path / "control.sock"
     with pytest.raises(shmd.DaemonUnavailable, match=f"{path}.*shmd serve"):
         await shmd.connect(path)
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["none", "stale"])
+async def test_connect_waits_for_a_daemon_that_is_not_there_yet(
+    shmd_start: StartDaemon, short_directory: Path, *, stale: bool
+) -> None:
+    path = short_directory / "control.sock"
+    if stale:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gone:
+            gone.bind(str(path))
+    connecting = asyncio.create_task(shmd.connect(path, wait=True, timeout_s=WATCHDOG_S))
+    await asyncio.sleep(0)
+    assert not connecting.done()
+    daemon = await asyncio.to_thread(shmd_start, runtime_dir=short_directory)
+    async with await connecting as client:
+        assert client.daemon_pid == daemon.pid
+
+
+async def test_connect_waits_also_where_nothing_is_found_to_connect_to(
+    shmd_daemon: DaemonProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SHMD_SOCKET", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    for name in ("SYSTEM_DIR", "USERS_DIR", "TEMPORARY_DIR"):
+        monkeypatch.setattr(places, name, tmp_path / "nothing")
+    connecting = asyncio.create_task(shmd.connect(wait=True, timeout_s=WATCHDOG_S))
+    await asyncio.sleep(0)
+    assert not connecting.done()
+    monkeypatch.setattr(places, "SYSTEM_DIR", shmd_daemon.runtime_dir)
+    async with await connecting as client:
+        assert client.daemon_pid == shmd_daemon.pid
+
+
+async def test_connect_waits_through_daemons_that_go_before_they_answer(short_directory: Path) -> None:
+    path = short_directory / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        listening.setblocking(False)
+        connecting = asyncio.create_task(shmd.connect(path, wait=True, timeout_s=WATCHDOG_S))
+        for _ in range(3):
+            connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+            connection.close()
+        assert not connecting.done()
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+
+
+async def test_connect_that_waited_in_vain_says_where_it_looked(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with pytest.raises(shmd.DaemonUnavailable, match=f"{path}.*shmd serve"):
+        await shmd.connect(path, wait=True, timeout_s=BRIEF_S)
+
+
+async def test_connect_does_not_wait_for_what_no_daemon_would_change(tmp_path: Path) -> None:
+    (tmp_path / "s").touch()
+    with pytest.raises(shmd.DaemonUnavailable, match="Not a directory"):
+        await shmd.connect(tmp_path / "s" / "control.sock", wait=True, timeout_s=WATCHDOG_S)
+
+
+async def test_connect_at_the_daemons_limit_of_clients_is_told_so(shmd_start: StartDaemon, tmp_path: Path) -> None:
+    (tmp_path / "shmd.toml").write_text("clients_max = 1\n")
+    daemon = await asyncio.to_thread(shmd_start, "--config", str(tmp_path / "shmd.toml"))
+    path = daemon.socket_path
+    async with shmd.connect(path):
+        for _ in range(20):  # its word and its hanging up come in any order with ours
+            with pytest.raises(shmd.LimitExceeded, match="1 clients"):
+                await shmd.connect(path)
 
 
 async def test_connect_refuses_too_long_a_name(shmd_daemon: DaemonProcess) -> None:

@@ -1,4 +1,4 @@
-"""Configuration from arguments, environment and files; and where clients look for a socket."""
+"""Configuration from arguments and files."""
 
 from __future__ import annotations
 
@@ -9,21 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from shmd import config, limits
-from shmd.config import DaemonConfig, default_runtime_dir, find_socket, instance_id
-from shmd.errors import ConfigError, DaemonUnavailable, InvalidName
-
-USER = {"XDG_RUNTIME_DIR": "/run/user/1000"}
+from shmd import limits
+from shmd.config import DaemonConfig, instance_id
+from shmd.errors import ConfigError
 
 
 class TestPlaces:
-    def test_users_daemon_lives_in_the_users_runtime_directory(self) -> None:
-        assert default_runtime_dir(USER, uid=1000) == Path("/run/user/1000/shmd")
-
-    @pytest.mark.parametrize(("environ", "uid"), [({}, 1000), (USER, 0), ({}, 0), ({"XDG_RUNTIME_DIR": ""}, 1000)])
-    def test_systems_daemon_lives_in_run(self, environ: dict[str, str], uid: int) -> None:
-        assert default_runtime_dir(environ, uid=uid) == Path("/run/shmd")
-
     def test_default_instance_uses_the_runtime_directory_itself(self) -> None:
         made = DaemonConfig(runtime_dir=Path("/r"))
         assert made.instance_dir == Path("/r")
@@ -152,57 +143,3 @@ class TestFile:
     def test_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"cannot read .*absent: No such file"):
             DaemonConfig.load(tmp_path / "absent")
-
-
-class TestFindSocket:
-    @pytest.fixture
-    def user(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-        """An environment with no sockets yet, and a system directory of our own."""
-        monkeypatch.setattr(config, "SYSTEM_RUNTIME_DIR", tmp_path / "run" / "shmd")
-        return {"XDG_RUNTIME_DIR": str(tmp_path / "user")}
-
-    def make(self, path: Path) -> Path:
-        path.parent.mkdir(parents=True)
-        path.touch()
-        return path
-
-    def test_explicit_path_comes_first_and_need_not_exist(self, user: dict[str, str]) -> None:
-        user["SHMD_SOCKET"] = "/from/environment"
-        assert find_socket("/explicit", None, user) == Path("/explicit")
-
-    def test_environment_comes_second_and_need_not_exist(self, tmp_path: Path, user: dict[str, str]) -> None:
-        self.make(tmp_path / "user" / "shmd" / "control.sock")
-        user["SHMD_SOCKET"] = "/from/environment"
-        assert find_socket(environ=user) == Path("/from/environment")
-
-    def test_users_socket_comes_before_the_systems(self, tmp_path: Path, user: dict[str, str]) -> None:
-        system = self.make(tmp_path / "run" / "shmd" / "control.sock")
-        assert find_socket(environ=user) == system
-        assert find_socket(environ={}) == system
-        users = self.make(tmp_path / "user" / "shmd" / "control.sock")
-        assert find_socket(environ=user) == users
-
-    def test_instance_has_sockets_of_its_own_whatever_the_environment_says(
-        self, tmp_path: Path, user: dict[str, str]
-    ) -> None:
-        self.make(tmp_path / "user" / "shmd" / "control.sock")
-        wanted = self.make(tmp_path / "run" / "shmd" / "trading" / "control.sock")
-        user["SHMD_SOCKET"] = "/from/environment"
-        assert find_socket(None, "trading", user) == wanted
-
-    def test_failure_says_where_it_looked(self, tmp_path: Path, user: dict[str, str]) -> None:
-        with pytest.raises(DaemonUnavailable) as refused:
-            find_socket(environ=user)
-        assert str(tmp_path / "user" / "shmd" / "control.sock") in refused.value.message
-        assert str(tmp_path / "run" / "shmd" / "control.sock") in refused.value.message
-        assert "$SHMD_SOCKET is not set" in refused.value.message
-        assert "XDG_RUNTIME_DIR" not in refused.value.message
-        assert refused.value.hint == "start one with: shmd serve"
-
-    def test_failure_says_what_is_not_set(self, user: dict[str, str]) -> None:
-        with pytest.raises(DaemonUnavailable, match=r"\$XDG_RUNTIME_DIR is not set"):
-            find_socket(environ={})
-
-    def test_instance_that_cannot_be_is_refused(self) -> None:
-        with pytest.raises(InvalidName):
-            find_socket(None, "../etc", {})

@@ -47,6 +47,7 @@ LAYERS: Final = {
     "liveness": 2,
     "memory": 2,
     "notifier": 2,
+    "places": 2,
     "topic_bells": 2,
     "fifo": 2,
     "roster": 2,
@@ -99,7 +100,7 @@ LAYERS: Final = {
 """A module, or a package with all that is in it, and its layer. It may import from its own layer and those below."""
 DAEMON_END: Final = {"broker", "daemon", "segment_keeper", "stalls"}
 CLIENT_END: Final = {name for name, layer in LAYERS.items() if layer == 4} - DAEMON_END
-FOR_EDGES: Final = {"config", "daemon", "errors", "inventory", "keys", "limits", "units"}
+FOR_EDGES: Final = {"config", "daemon", "errors", "inventory", "keys", "limits", "places", "units"}
 """What edges use beside the public API (``import shmd``): its words, what runs a daemon, what needs none."""
 WORLD: Final = {
     *("asyncio", "ctypes", "fcntl", "multiprocessing", "os", "pathlib", "random", "resource", "secrets", "select"),

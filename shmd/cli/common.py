@@ -12,7 +12,6 @@ import msgspec
 import uvloop
 
 import shmd
-from shmd.config import find_socket
 from shmd.errors import ShmdError
 from shmd.units import parse_size, parse_time
 
@@ -25,6 +24,8 @@ T = TypeVar("T")
 
 EXIT_SIGNAL: Final = 128
 """Plus the signal's number: the exit status of a command that a signal ended."""
+_FOR_EVER_S: Final = 365 * 86_400.0
+"""For a command that waits until somebody ends it."""
 _ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -68,9 +69,17 @@ def daemon_options(command: F) -> F:
     )
 
 
-def connect(socket_path: str | None, instance: str | None, name: str) -> AbstractAsyncContextManager[shmd.Client]:
+def wait_option(command: F) -> F:
+    return click.option("--wait", is_flag=True, help="If there is no daemon yet, wait for one.")(command)
+
+
+def connect(
+    socket_path: str | None, instance: str | None, name: str, *, wait: bool = False
+) -> AbstractAsyncContextManager[shmd.Client]:
     """A client of the daemon that the ``daemon_options`` stand for, shown in ``stat`` as ``name``."""
-    return shmd.connect(str(find_socket(socket_path, instance)), name=name)
+    if wait:
+        return shmd.connect(socket_path, instance=instance, name=name, wait=True, timeout_s=_FOR_EVER_S)
+    return shmd.connect(socket_path, instance=instance, name=name)
 
 
 def json_option(command: F) -> F:

@@ -18,7 +18,7 @@ import msgpack
 import msgspec
 
 from shmd import limits
-from shmd.cli.common import connect, daemon_options, mode, run, size
+from shmd.cli.common import connect, daemon_options, mode, run, size, wait_option
 from shmd.cli.streams import Frames, InputError, InputReader, Lines
 from shmd.errors import NoSubscribers, RecordTooLarge
 
@@ -108,6 +108,7 @@ def batches(payloads: Iterable[bytes], bytes_max: int) -> Iterator[list[bytes]]:
 @click.option("--exclusive", is_flag=True, default=None, help="Be the topic's only publisher.")
 @click.option("--mode", type=mode, help="Permissions of a new topic, like 640.")
 @click.option("--notifier", type=click.Choice(["eventfd", "fifo"]), help="How those who wait are woken.")
+@wait_option
 @daemon_options
 def pub(topic: str, socket_path: str | None, instance: str | None, **options: Any) -> None:
     """Publish each line of JSON on standard input to TOPIC.
@@ -124,13 +125,14 @@ async def _publish_input(
     instance: str | None,
     source: Source,
     *,
+    wait: bool,
     count: int | None,
     wait_subscribers: int | None,
     require_subscribers: bool,
     **options: Any,
 ) -> None:
     async with (
-        connect(socket_path, instance, "shmd pub") as client,
+        connect(socket_path, instance, "shmd pub", wait=wait) as client,
         client.publisher(topic, codec="raw", require_subscribers=require_subscribers, **options) as publisher,
     ):
         if wait_subscribers is not None or require_subscribers:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import click
 from shmd.cli.common import Interrupted, run, size
 from shmd.config import DaemonConfig
 from shmd.daemon import Daemon
+from shmd.places import DEFAULT_INSTANCE, SOCKET_NAME
 
 
 @click.command()
@@ -21,10 +24,14 @@ from shmd.daemon import Daemon
 @click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path),
-    help="Holds socket and lock. [default: $XDG_RUNTIME_DIR/shmd or /run/shmd]",
+    help="Holds socket and lock. [default: the first of $XDG_RUNTIME_DIR/shmd, /run/user/UID/shmd and /tmp/shmd-UID "
+    "that is this user's; for root /run/shmd]",
 )
 @click.option(
-    "--socket", "socket_path", type=click.Path(path_type=Path), help="Control socket. [default: control.sock there]"
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    help="Control socket. [default: $SHMD_SOCKET, or control.sock there]",
 )
 @click.option(
     "--state-dir",
@@ -38,11 +45,20 @@ def serve(config: Path | None, verbose: bool, **settings: Any) -> None:
     """Run the daemon until SIGTERM or Ctrl-C. Logs go to standard error."""
     settings = {name: value for name, value in settings.items() if value is not None}
     daemon_config = DaemonConfig.load(config, **settings) if config else DaemonConfig(**settings)
+    if "instance" not in settings:
+        daemon_config = _where_clients_look(daemon_config)
     logging.basicConfig(
         stream=sys.stderr, format="shmd: %(message)s", level=logging.DEBUG if verbose else logging.INFO, force=True
     )
     with contextlib.suppress(Interrupted):  # being told to end is how a daemon ends
         run(_serve(daemon_config))
+
+
+def _where_clients_look(config: DaemonConfig) -> DaemonConfig:
+    """Listening at $SHMD_SOCKET, where clients look unless they are told another socket or instance."""
+    path = os.environ.get("SHMD_SOCKET")
+    chosen = config.socket_path != config.instance_dir / SOCKET_NAME or config.instance != DEFAULT_INSTANCE
+    return config if chosen or not path else dataclasses.replace(config, socket_path=Path(path))
 
 
 async def _serve(config: DaemonConfig) -> None:

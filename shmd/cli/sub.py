@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import click
 import msgspec
 
-from shmd.cli.common import connect, daemon_options, run
+from shmd.cli.common import connect, daemon_options, run, wait_option
 from shmd.cli.streams import OutputWriter, frame
 from shmd.errors import DecodeError, TopicClosed
 
@@ -57,6 +57,7 @@ def start_type(text: str) -> Start:
 @click.option("--json", "whole", is_flag=True, help="Write whole records: topic, seq, time_ns, publisher, lost, value.")
 @click.option("--until-closed", is_flag=True, help="End when all publishers have gone and all was read.")
 @click.option("--tap", is_flag=True, help="Only listen: never hold publishers back.")
+@wait_option
 @daemon_options
 def sub(
     topic: str,
@@ -68,6 +69,7 @@ def sub(
     whole: bool,
     until_closed: bool,
     tap: bool,
+    wait: bool,
 ) -> None:
     """Write each record of TOPIC (or of all topics that match a pattern) as a line of JSON.
 
@@ -78,16 +80,23 @@ def sub(
         raise click.UsageError("--raw and --json exclude each other")
     encode = _encode_raw if raw else _encode_whole if whole else _encode_values
     options = {"start": start, "tethered": not tap, "until_closed": until_closed}
-    run(_write_records(topic, socket_path, instance, encode, count=count, **options))
+    run(_write_records(topic, socket_path, instance, encode, count=count, wait=wait, **options))
 
 
 async def _write_records(
-    topic: str, socket_path: str | None, instance: str | None, encode: Encode, *, count: int | None, **options: Any
+    topic: str,
+    socket_path: str | None,
+    instance: str | None,
+    encode: Encode,
+    *,
+    count: int | None,
+    wait: bool,
+    **options: Any,
 ) -> None:
     output = OutputWriter(STDOUT)
     async with (
         output.while_read(),
-        connect(socket_path, instance, "shmd sub") as client,
+        connect(socket_path, instance, "shmd sub", wait=wait) as client,
         client.subscribe(topic, **options) as subscription,
     ):
         written = 0

@@ -16,8 +16,9 @@ from shmd import inventory
 from shmd.cli.common import connect, daemon_options, json_option, readable, remove_each, run, to_json
 from shmd.cli.tables import print_table, table
 from shmd.cli.topics import list_all
-from shmd.config import DEFAULT_INSTANCE, DaemonConfig, instance_id
+from shmd.config import DaemonConfig, instance_id
 from shmd.errors import DaemonUnavailable, ShmdError
+from shmd.places import DEFAULT_INSTANCE
 from shmd.units import format_size
 
 if TYPE_CHECKING:

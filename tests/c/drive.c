@@ -156,6 +156,8 @@ static bool act(char **words) {
     const char *verb = words[0];
     if (strcmp(verb, "connect") == 0)
         answer(shmd_connect(words[1], "drive", &client));
+    else if (strcmp(verb, "connect-wait") == 0)
+        answer(shmd_connect_wait(words[1], "drive", (int)number(words, "timeout", -1), &client));
     else if (strcmp(verb, "publisher") == 0)
         open_publisher(words);
     else if (strcmp(verb, "subscriber") == 0)
