@@ -16,7 +16,6 @@ Errors are in ``shmd.errors``, and here under the same names.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final
 
 from shmd.errors import (
@@ -77,6 +76,8 @@ if TYPE_CHECKING:
     from shmd.segment_lock import SegmentLock
     from shmd.subscription import Subscription
     from shmd.sysv import SegmentStat
+
+    __version__: str
 
 __all__ = [
     "Cell",
@@ -160,18 +161,27 @@ _HOMES: Final = {
     "TopicStat": "shmd.protocol",
 }
 
-try:
-    __version__ = version("shmd")
-except PackageNotFoundError:  # a checkout that nobody installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name == "__version__":
+        value = _version()
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "__version__"})
+
+
+def _version() -> str:
+    """Of the installed package: reading it takes longer than importing all of shmd, and hardly anybody asks."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("shmd")
+    except PackageNotFoundError:  # a checkout that nobody installed
+        return "0+unknown"

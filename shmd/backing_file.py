@@ -10,11 +10,11 @@ A process maps a file once for reading and once for writing, however often it as
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import functools
 import mmap
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from shmd import segment
 from shmd.errors import SegmentRemoved
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 NO_ID: Final = -1
 """A file has no System V id."""
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_FAILED: Final = ctypes.c_void_p(-1).value
 
 
 class MappedFile:
@@ -38,14 +33,28 @@ class MappedFile:
     def __init__(self, fd: int, size_bytes: int, readonly: bool) -> None:
         """``SegmentNoMemory``, ``SegmentAccessDenied``."""
         protection = mmap.PROT_READ if readonly else mmap.PROT_READ | mmap.PROT_WRITE
-        address = _libc.mmap(None, size_bytes, protection, mmap.MAP_SHARED, fd, 0)
-        if address == _FAILED:
+        import ctypes
+
+        address = _libc().mmap(None, size_bytes, protection, mmap.MAP_SHARED, fd, 0)
+        if address == ctypes.c_void_p(-1).value:
             raise refusal(ctypes.get_errno(), f"map a file of {size_bytes} bytes")
         self.address: int = address
         self._size_bytes = size_bytes
 
     def detach(self) -> None:
-        _libc.munmap(self.address, self._size_bytes)
+        _libc().munmap(self.address, self._size_bytes)
+
+
+@functools.cache
+def _libc() -> Any:
+    """With ctypes, which is imported for those who have files."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc
 
 
 def attach(fd: int, size_bytes: int, *, readonly: bool) -> Segment:

@@ -12,22 +12,20 @@ The bytes come from a program that may be hostile: any of them give a value, or 
 
 from __future__ import annotations
 
-import ctypes
 import struct
-from typing import TYPE_CHECKING, Any, Final, Protocol
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
 
 import msgspec
 
 from shmd.errors import DecodeError, EncodeError, InvalidOption
 
 if TYPE_CHECKING:
+    import ctypes
+
     import numpy as np
 
 _LENGTH: Final = struct.Struct("<I")
-_POINTERS: Final = (
-    *(ctypes.c_char_p, ctypes.c_wchar_p, ctypes.c_void_p, ctypes.py_object),
-    *(ctypes._Pointer, ctypes._CFuncPtr),  # type: ignore[attr-defined] # typeshed does not name the second
-)
 
 
 class CellType(Protocol):
@@ -58,7 +56,7 @@ def cell_type(kind: object, size: int | None) -> CellType:
         raise InvalidOption(f"size={size!r} has no meaning for {kind!r}", "its values have a size of their own")
     if isinstance(kind, str):
         return _FormatType(kind)
-    if isinstance(kind, type) and issubclass(kind, ctypes.Structure):
+    if _is_structure(kind):
         return _StructureType(kind)
     return _ArrayType(kind)
 
@@ -89,6 +87,8 @@ class _StructureType:
             raise InvalidOption(
                 f"{kind.__name__} holds pointers, which mean nothing in another process", "offsets, or arrays of char"
             )
+        import ctypes  # whoever made ``kind`` has it
+
         self._kind = kind
         self.size_bytes = ctypes.sizeof(kind)
 
@@ -156,14 +156,23 @@ class _PackedType:
             raise DecodeError(f"the cell's value is no {self._kind.__name__}: {error}") from error
 
 
+def _is_structure(kind: object) -> TypeGuard[type[ctypes.Structure]]:
+    """Whether it is a ``ctypes.Structure`` class: without importing ctypes for programs that do not."""
+    ctypes = sys.modules.get("ctypes")
+    return ctypes is not None and isinstance(kind, type) and issubclass(kind, ctypes.Structure)
+
+
 def _holds_pointers(kind: Any) -> bool:
     """Following one that a hostile program wrote would crash."""
+    import ctypes
+
     if issubclass(kind, ctypes.Array):
         return _holds_pointers(kind._type_)
     if issubclass(kind, ctypes.Structure | ctypes.Union):
         fields = (field for base in kind.__mro__ for field in vars(base).get("_fields_", ()))
         return any(_holds_pointers(field[1]) for field in fields)
-    return issubclass(kind, _POINTERS)
+    pointers = (ctypes.c_char_p, ctypes.c_wchar_p, ctypes.c_void_p, ctypes.py_object, ctypes._Pointer)
+    return issubclass(kind, (*pointers, ctypes._CFuncPtr))  # type: ignore[attr-defined] # typeshed does not name it
 
 
 def _dtype(kind: object) -> np.dtype[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -125,6 +124,8 @@ def _parse_row(line: str) -> SegmentStat:
 
 def random_key() -> int:
     """One that is probably free."""
+    import secrets  # which loads OpenSSL; a client needs no key
+
     return secrets.randbelow(keys.CHOSEN_KEY_MAX) + 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -12,12 +13,16 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
+from shmd.cli import cli
+from shmd.cli.group import Commands
 from tests.shell import TIMEOUT_S, Shell, json_lines, parse_lines
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
     from pathlib import Path
 
     from shmd.testing import DaemonProcess, StartDaemon
@@ -324,7 +329,7 @@ class TestTopics:
         for topic in ("a", "b"):
             shell.run("pub", topic)
         errors = shell.run("rm", "a", "none", "b", status=1)
-        assert "none" in errors
+        assert errors == "shmd: there is no topic 'none' (shmd ls lists those that there are)\n"
         assert shell.run("ls") == ""
 
     def test_purge_removes_all_if_told_yes(self, shell: Shell) -> None:
@@ -443,3 +448,49 @@ def test_command_explains_itself_without_a_daemon(arguments: tuple[str, ...]) ->
 
 def test_command_that_is_none_is_a_usage_error() -> None:
     assert "conquer" in Shell("").run("conquer", status=2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(("lss",), "ls"), (("sbu", "t"), "sub"), (("segment", "lsit"), "ls"), (("satt",), "stat")],
+)
+def test_command_that_is_mistyped_is_answered_with_what_was_meant(typed: tuple[str, ...], meant: str) -> None:
+    assert f"did you mean {meant}?" in Shell("").run(*typed, status=2)
+
+
+def commands(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands, and the groups they are in, by what is typed."""
+    yield names, group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+COMMANDS = dict(commands(cli))
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=lambda names: " ".join(names) or "shmd")
+def test_help_names_values_by_words(names: tuple[str, ...]) -> None:
+    text = COMMANDS[names].get_help(click.Context(COMMANDS[names], info_name="shmd"))
+    values = re.findall(r"^  --[a-z-]+ (?!\[)(\S.*?)(?:  |$)", text, re.MULTILINE)
+    assert [value for value in values if not re.fullmatch("[A-Z]+(:[A-Z]+)?", value)] == []
+
+
+@pytest.mark.parametrize("names", [names for names in COMMANDS if names], ids=" ".join)
+def test_list_of_commands_says_of_each_what_its_own_help_begins_with(names: tuple[str, ...]) -> None:
+    """The list is written down, so that listing imports nothing."""
+    group = COMMANDS.get(names[:-1], cli)
+    assert isinstance(group, Commands)
+    said = group.table[names[-1]][1]
+    assert said.endswith(".")
+    assert len(said) <= 80
+    assert set(words(said)[:1]) <= set(words(COMMANDS[names].help or ""))
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z/]+", text.lower())

@@ -24,46 +24,31 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-import shmd
-from shmd.cli.common import EXIT_SIGNAL, Interrupted
+from shmd.cli.group import Commands
+from shmd.cli.status import EXIT_FAILED, EXIT_SIGNAL, EXIT_UNAVAILABLE, Interrupted
 from shmd.errors import DaemonUnavailable, NoSubscribers, ShmdError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EXIT_FAILED: Final = 1
-EXIT_UNAVAILABLE: Final = os.EX_UNAVAILABLE
-
 _COMMANDS: Final = {
-    "serve": "shmd.cli.serve:serve",
-    "pub": "shmd.cli.pub:pub",
-    "sub": "shmd.cli.sub:sub",
-    "ls": "shmd.cli.topics:ls",
-    "stat": "shmd.cli.topics:stat",
-    "rm": "shmd.cli.topics:rm",
-    "segment": "shmd.cli.segment:segment",
-    "stop": "shmd.cli.upkeep:stop",
-    "purge": "shmd.cli.upkeep:purge",
-    "fsck": "shmd.cli.upkeep:fsck",
-    "demo": "shmd.cli.demo:demo",
-    "torture": "shmd.cli.torture.command:torture",
+    "serve": ("shmd.cli.serve:serve", "Run the daemon until SIGTERM or Ctrl-C."),
+    "pub": ("shmd.cli.pub:pub", "Publish each line of JSON on standard input."),
+    "sub": ("shmd.cli.sub:sub", "Write each record of a topic as a line of JSON."),
+    "ls": ("shmd.cli.topics:ls", "List topics and raw segments."),
+    "stat": ("shmd.cli.topics:stat", "Show a topic, its publishers, and how far behind its subscribers are."),
+    "rm": ("shmd.cli.topics:rm", "Remove topics and all their records."),
+    "segment": ("shmd.cli.segment:segment", "Raw System V segments, by name."),
+    "stop": ("shmd.cli.upkeep:stop", "Stop the daemon; its topics stay for the next one."),
+    "purge": ("shmd.cli.upkeep:purge", "Remove every topic of the instance."),
+    "fsck": ("shmd.cli.upkeep:fsck", "List every segment that shmd made on this host, and who still needs it."),
+    "demo": ("shmd.cli.demo:demo", "Publish this host's /proc to three subscribers, one of them slow."),
+    "torture": ("shmd.cli.torture.command:torture", "Kill processes at random, and account for every record."),
 }
 
 
-class _Commands(click.Group):
-    """Loads a command when it is asked for (a pipeline starts in half the time), and ends every failure in one line."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        import importlib
-
-        if cmd_name not in _COMMANDS:
-            return None
-        module, _, attribute = _COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
+class _Shmd(Commands):
+    """Ends every failure of a command in one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -103,8 +88,27 @@ def _discard_output() -> None:
     os.close(null)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(version=shmd.__version__, prog_name="shmd")
+def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        import shmd
+
+        click.echo(f"shmd, version {shmd.__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Shmd,
+    table=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """Topics in System V shared memory: records go from process to process, the daemon only introduces them."""
 

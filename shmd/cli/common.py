@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import msgspec
-import uvloop
 
 import shmd
+from shmd.cli.status import Interrupted
 from shmd.errors import ShmdError
 from shmd.units import parse_size, parse_time
 
@@ -22,19 +22,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 T = TypeVar("T")
 
-EXIT_SIGNAL: Final = 128
-"""Plus the signal's number: the exit status of a command that a signal ended."""
 _FOR_EVER_S: Final = 365 * 86_400.0
 """For a command that waits until somebody ends it."""
 _ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Interrupted(Exception):
-    """A signal ended the command; it has cleaned up."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.signal = signal_number
 
 
 def size(text: str) -> int:
@@ -88,6 +78,8 @@ def json_option(command: F) -> F:
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run ``main`` to its end. SIGINT, SIGTERM and SIGHUP, unless ignored, cancel it and then raise ``Interrupted``."""
+    import uvloop  # not before there is something to run
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_cancelled_by_signals(main))
 

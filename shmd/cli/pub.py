@@ -95,7 +95,7 @@ def batches(payloads: Iterable[bytes], bytes_max: int) -> Iterator[list[bytes]]:
 
 @click.command()
 @click.argument("topic")
-@click.option("--count", type=click.IntRange(min=1), help="End after this many records.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many records.")
 @click.option("--raw", is_flag=True, help="Records are bytes, each after its length as 4 bytes, little-endian.")
 @click.option("--wait-subscribers", type=click.IntRange(min=1), metavar="N", help="Begin once N subscribers are there.")
 @click.option(
@@ -103,10 +103,10 @@ def batches(payloads: Iterable[bytes], bytes_max: int) -> Iterator[list[bytes]]:
     is_flag=True,
     help="Begin once a subscriber is there, and end, as by SIGPIPE, at the first record that finds none.",
 )
-@click.option("--size", type=size, help="Of a new topic, like 16MiB.")
+@click.option("--size", type=size, metavar="SIZE", help="Of a new topic, like 16MiB.")
 @click.option("--when-full", type=click.Choice(["discard-old", "wait"]), help="What publishing to a full topic does.")
 @click.option("--exclusive", is_flag=True, default=None, help="Be the topic's only publisher.")
-@click.option("--mode", type=mode, help="Permissions of a new topic, like 640.")
+@click.option("--mode", type=mode, metavar="MODE", help="Permissions of a new topic, like 640.")
 @click.option("--notifier", type=click.Choice(["eventfd", "fifo"]), help="How those who wait are woken.")
 @wait_option
 @daemon_options

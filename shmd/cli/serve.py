@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from shmd.cli.common import Interrupted, run, size
+from shmd.cli.common import run, size
+from shmd.cli.status import Interrupted
 from shmd.config import DaemonConfig
 from shmd.daemon import Daemon
 from shmd.places import DEFAULT_INSTANCE, SOCKET_NAME
@@ -38,7 +39,9 @@ from shmd.places import DEFAULT_INSTANCE, SOCKET_NAME
     type=click.Path(path_type=Path),
     help="Holds segments that are files. [default: $XDG_STATE_HOME/shmd or /var/lib/shmd]",
 )
-@click.option("--max-bytes", "total_bytes", type=size, help="All topics together, like 16GiB. [default: 4GiB]")
+@click.option(
+    "--max-bytes", "total_bytes", type=size, metavar="SIZE", help="All topics together, like 16GiB. [default: 4GiB]"
+)
 @click.option("--ephemeral", is_flag=True, default=None, help="Remove all topics when the daemon is stopped.")
 @click.option("--verbose", is_flag=True, help="Log what clients ask for, too.")
 def serve(config: Path | None, verbose: bool, **settings: Any) -> None:

@@ -51,8 +51,15 @@ def start_type(text: str) -> Start:
 
 @click.command()
 @click.argument("topic")
-@click.option("--count", type=click.IntRange(min=1), help="End after this many records.")
-@click.option("--start", type=start_type, default="new", show_default=True, help="new, last, all, SEQ or a time.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after this many records.")
+@click.option(
+    "--start",
+    type=start_type,
+    metavar="START",
+    default="new",
+    show_default=True,
+    help="new, last, all, a sequence number, or a time like 2030-12-31T23:59:59.",
+)
 @click.option("--raw", is_flag=True, help="Write payloads, each after its length as 4 bytes, little-endian.")
 @click.option("--json", "whole", is_flag=True, help="Write whole records: topic, seq, time_ns, publisher, lost, value.")
 @click.option("--until-closed", is_flag=True, help="End when all publishers have gone and all was read.")

@@ -325,7 +325,8 @@ class State:
         """The topic, if it exists and ``client`` may use it so. ``NoSuchTopic``, ``PermissionDenied``."""
         topic = self.topics.get(name)
         if topic is None:
-            raise NoSuchTopic(f"there is no topic {name!r}", "declare it, or publish to it, first")
+            hint = "declare it, or publish to it, first" if want else "shmd ls lists those that there are"
+            raise NoSuchTopic(f"there is no topic {name!r}", hint)
         if not policy.may(client.credentials, topic.ownership, want):
             owner = topic.ownership
             raise PermissionDenied(

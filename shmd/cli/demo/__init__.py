@@ -57,9 +57,14 @@ class DemoFailed(ShmdError):
 
 
 @click.command()
-@click.option("--duration", type=time, default="10s", show_default=True, help="How long to publish.")
+@click.option("--duration", type=time, metavar="TIME", default="10s", show_default=True, help="How long to publish.")
 @click.option(
-    "--rate", type=click.FloatRange(min=0), default=10_000, show_default=True, help="Per second; 0: all it can."
+    "--rate",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    default=10_000,
+    show_default=True,
+    help="Records per second; 0: as many as it can.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print only the closing account, as JSON.")
 def demo(duration: float, rate: float, as_json: bool) -> None:

@@ -65,9 +65,9 @@ def _number(text: str, kind: str, find: Any) -> int:
 
 @click.command()
 @click.argument("name")
-@click.option("--size", type=size, help="In bytes, or like 64KiB; needed for a new one.")
-@click.option("--mode", type=mode, help="Permissions, like 640.")
-@click.option("--key", type=_key, help="The System V key, like 0x2a; by default a random one.")
+@click.option("--size", type=size, metavar="SIZE", help="In bytes, or like 64KiB; needed for a new one.")
+@click.option("--mode", type=mode, metavar="MODE", help="Permissions, like 640.")
+@click.option("--key", type=_key, metavar="KEY", help="The System V key, like 0x2a; by default a random one.")
 @click.option("--ftok", type=_ftok, metavar="PATH:ID", help="The key that ftok(PATH, ID) makes in C.")
 @click.option("--adopt", is_flag=True, help="Take over a segment with this key that somebody else made.")
 @click.option("--exclusive", is_flag=True, help="Fail if there is one of this name.")
@@ -187,7 +187,7 @@ async def _stat(name: str, socket_path: str | None, instance: str | None) -> tup
 
 @click.command("set")
 @click.argument("name")
-@click.option("--mode", type=mode, help="Permissions, like 640.")
+@click.option("--mode", type=mode, metavar="MODE", help="Permissions, like 640.")
 @click.option("--uid", type=_user, metavar="USER", help="Its owner.")
 @click.option("--gid", type=_group, metavar="GROUP", help="Its group.")
 @daemon_options

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from shmd.cli.common import EXIT_SIGNAL, connect, daemon_options, run, time
+from shmd.cli.common import connect, daemon_options, run, time
+from shmd.cli.status import EXIT_SIGNAL
 from shmd.errors import SegmentLocked, ShmdError
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ async def _run(command: Sequence[str]) -> int:
 
 @click.command()
 @click.argument("name")
-@click.option("--count", type=int, default=1, show_default=True, help="Where that is a FIFO: wake so many.")
+@click.option(
+    "--count", type=int, metavar="N", default=1, show_default=True, help="Where that is a FIFO: wake so many."
+)
 @daemon_options
 def notify(name: str, count: int, socket_path: str | None, instance: str | None) -> None:
     """Wake everybody who waits for the segment NAME; or one of them, where its notifier is a FIFO."""

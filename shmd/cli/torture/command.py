@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from shmd.cli.common import EXIT_SIGNAL
 from shmd.cli.common import time as duration
+from shmd.cli.status import EXIT_SIGNAL
 from shmd.cli.torture.chaos import Chaos, Outcome
 from shmd.cli.torture.keys import Keys
 from shmd.cli.torture.view import showing
@@ -49,12 +49,14 @@ class TortureFailed(ShmdError):
 
 
 @click.command()
-@click.option("--duration", "duration_s", type=duration, help="How long to go on. [default: 10s]")
-@click.option("--rounds", type=click.IntRange(min=1), help="How many kills, stops and restarts, instead.")
+@click.option("--duration", "duration_s", type=duration, metavar="TIME", help="How long to go on. [default: 10s]")
+@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="How many kills, stops and restarts, instead.")
 @click.option(
     "--notifier", "notifiers", type=click.Choice(["eventfd", "fifo", "both"]), default="both", help="Of the topics."
 )
-@click.option("--seed", type=click.IntRange(0, SEED_MAX), help="Draw the same again. [default: a random one]")
+@click.option(
+    "--seed", type=click.IntRange(0, SEED_MAX), metavar="N", help="Draw the same again. [default: a random one]"
+)
 def torture(duration_s: float | None, rounds: int | None, notifiers: Mixture, seed: int | None) -> None:
     """Kill publishers, subscribers and a daemon at random, and account for every record.
 
