@@ -27,6 +27,7 @@ LAYERS: Final = {
     "keys": 1,
     "names": 1,
     "policy": 1,
+    "printable": 1,
     "protocol": 1,
     "registry": 1,
     "segment_policy": 1,
@@ -100,7 +101,7 @@ LAYERS: Final = {
 """A module, or a package with all that is in it, and its layer. It may import from its own layer and those below."""
 DAEMON_END: Final = {"broker", "daemon", "segment_keeper", "stalls"}
 CLIENT_END: Final = {name for name, layer in LAYERS.items() if layer == 4} - DAEMON_END
-FOR_EDGES: Final = {"config", "daemon", "errors", "inventory", "keys", "limits", "places", "units"}
+FOR_EDGES: Final = {"config", "daemon", "errors", "inventory", "keys", "limits", "places", "printable", "units"}
 """What edges use beside the public API (``import shmd``): its words, what runs a daemon, what needs none."""
 WORLD: Final = {
     *("asyncio", "ctypes", "fcntl", "multiprocessing", "os", "pathlib", "random", "resource", "secrets", "select"),

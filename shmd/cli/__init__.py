@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from shmd.cli.group import Commands
+from shmd.cli.output import complain
 from shmd.cli.status import EXIT_FAILED, EXIT_SIGNAL, EXIT_UNAVAILABLE, Interrupted
 from shmd.errors import DaemonUnavailable, NoSubscribers, ShmdError
 
@@ -51,6 +52,9 @@ class _Shmd(Commands):
     """Ends every failure of a command in one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from shmd.cli import logs  # not for --help
+
+        logs.to_stderr()
         try:
             result = super().invoke(ctx)
             if sys.stdout is not None:
@@ -75,7 +79,7 @@ class _Shmd(Commands):
 
 def _fail(ctx: click.Context, message: str, status: int) -> NoReturn:
     with contextlib.suppress(OSError):  # nobody may be listening on standard error either
-        click.echo(f"shmd: {message}", err=True)
+        complain(message)
     ctx.exit(status)
 
 

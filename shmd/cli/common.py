@@ -8,9 +8,9 @@ import signal
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-import msgspec
 
 import shmd
+from shmd.cli.output import complain
 from shmd.cli.status import Interrupted
 from shmd.errors import ShmdError
 from shmd.units import parse_size, parse_time
@@ -113,7 +113,7 @@ async def remove_each(removals: Iterable[tuple[Callable[[str], Coroutine[Any, An
         except ShmdError as error:
             failures.append(error)
     for failure in failures[:-1]:
-        click.echo(f"shmd: {failure}", err=True)
+        complain(str(failure))
     if failures:
         raise failures[-1]
 
@@ -127,8 +127,3 @@ async def readable(fd: int) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(fd)
-
-
-def to_json(value: Any) -> str:
-    """One line of JSON; what JSON has no word for becomes a string."""
-    return msgspec.json.encode(value, enc_hook=str).decode()

@@ -3,7 +3,10 @@
 What has arrived is written at once and in order; when nothing more is there, nothing is kept back. If the reader of the
 output is slow, so is this subscriber: on a `wait` topic the publishers then wait, on a `discard-old` topic it loses the
 oldest records, and how many is the last word on standard error.
-JSON has no bytes, times or NaN: they become base64 text, ISO 8601 text and null. ``--raw`` shows payloads as they are.
+JSON has no bytes, times or NaN: they become base64 text, ISO 8601 text and null. ``--raw`` writes payloads as they are.
+
+On a terminal control characters, which a publisher chose, become escapes: JSON's in JSON, which means the same; and
+``--raw`` shows each payload as a line of text. Into a pipe or a file everything goes exactly as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ import click
 import msgspec
 
 from shmd.cli.common import connect, daemon_options, run, wait_option
+from shmd.cli.output import STDOUT, complain, is_terminal
 from shmd.cli.streams import OutputWriter, frame
 from shmd.errors import DecodeError, TopicClosed
+from shmd.printable import printable, printable_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +32,6 @@ if TYPE_CHECKING:
 
 Start: TypeAlias = Literal["new", "last", "all"] | int | datetime
 
-STDOUT: Final = 1
 RECORDS_AT_A_TIME: Final = 4096
 """Taken and written together, if they are there."""
 
@@ -60,7 +64,11 @@ def start_type(text: str) -> Start:
     show_default=True,
     help="new, last, all, a sequence number, or a time like 2030-12-31T23:59:59.",
 )
-@click.option("--raw", is_flag=True, help="Write payloads, each after its length as 4 bytes, little-endian.")
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Write payloads, each after its length as 4 bytes, little-endian; on a terminal as text.",
+)
 @click.option("--json", "whole", is_flag=True, help="Write whole records: topic, seq, time_ns, publisher, lost, value.")
 @click.option("--until-closed", is_flag=True, help="End when all publishers have gone and all was read.")
 @click.option("--tap", is_flag=True, help="Only listen: never hold publishers back.")
@@ -85,7 +93,9 @@ def sub(
     """
     if raw and whole:
         raise click.UsageError("--raw and --json exclude each other")
-    encode = _encode_raw if raw else _encode_whole if whole else _encode_values
+    encode: Encode = _encode_raw if raw else _encode_whole if whole else _encode_values
+    if is_terminal(STDOUT):
+        encode = _show_raw if raw else _shown(encode)
     options = {"start": start, "tethered": not tap, "until_closed": until_closed}
     run(_write_records(topic, socket_path, instance, encode, count=count, wait=wait, **options))
 
@@ -117,7 +127,7 @@ async def _write_records(
             return  # the end of what --until-closed asked for
         finally:
             if subscription.lost:
-                click.echo(f"shmd: {subscription.lost} records lost", err=True)
+                complain(f"{subscription.lost} records lost")
 
 
 async def _write(output: OutputWriter, records: list[shmd.Record[Any]], encode: Encode) -> None:
@@ -161,3 +171,12 @@ def _encode_whole(records: list[shmd.Record[Any]]) -> bytes:
 
 def _encode_raw(records: list[shmd.Record[Any]]) -> bytes:
     return b"".join([frame(record.raw) for record in records])
+
+
+def _show_raw(records: list[shmd.Record[Any]]) -> bytes:
+    return b"".join([f"{printable(record.raw.decode(errors='backslashreplace'))}\n".encode() for record in records])
+
+
+def _shown(encode: Encode) -> Encode:
+    """The same JSON, for a terminal."""
+    return lambda records: printable_json(encode(records).decode()).encode()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich.text import Text
 
-from shmd.cli.common import connect, daemon_options, json_option, remove_each, run, to_json
+from shmd.cli.common import connect, daemon_options, json_option, remove_each, run
+from shmd.cli.output import say, say_json
 from shmd.cli.segment.manage import list_segments, print_segments
-from shmd.cli.tables import print_table, table
+from shmd.cli.tables import Table, print_fields, print_table
 from shmd.errors import NoSuchTopic
 from shmd.units import format_size
 
@@ -30,16 +30,16 @@ def ls(pattern: str, as_json: bool, socket_path: str | None, instance: str | Non
     topics, segments = run(list_all(pattern, socket_path, instance))
     print_topics(topics, as_json=as_json)
     if topics and segments and not as_json:
-        click.echo()
+        say()
     print_segments(segments, as_json=as_json)
 
 
 def print_topics(topics: Iterable[TopicInfo], *, as_json: bool) -> None:
     if as_json:
         for topic in topics:
-            click.echo(to_json(_info_fields(topic)))
+            say_json(_info_fields(topic))
     elif topics:
-        rows = table("TOPIC", ">SIZE", "WHEN FULL", "EXCLUSIVE", "NOTIFIER", "MODE", ">UID", ">GID")
+        rows = Table("~TOPIC", ">SIZE", "WHEN FULL", "EXCLUSIVE", "NOTIFIER", "MODE", ">UID", ">GID")
         for topic in topics:
             exclusive = "yes" if topic.exclusive else "no"
             cells = (
@@ -51,7 +51,7 @@ def print_topics(topics: Iterable[TopicInfo], *, as_json: bool) -> None:
                 topic.uid,
                 topic.gid,
             )
-            rows.add_row(topic.name, *map(str, cells))
+            rows.add(topic.name, *cells)
         print_table(rows)
 
 
@@ -63,24 +63,22 @@ def stat(topic: str, as_json: bool, socket_path: str | None, instance: str | Non
     """Show one topic: what it holds, who publishes, and how far behind each subscriber is."""
     found = run(_stat(topic, socket_path, instance))
     if as_json:
-        click.echo(to_json(_stat_fields(found)))
+        say_json(_stat_fields(found))
         return
-    click.echo(_stat_summary(found))
+    print_fields(_stat_summary(found))
     if found.publishers:
-        rows = table(">PUBLISHER", ">PID", ">UID", "STATE", "NAME")
+        rows = Table(">PUBLISHER", ">PID", ">UID", "STATE", "~NAME")
         for publisher in found.publishers:
-            who = (publisher.publisher, publisher.pid, publisher.uid, _state(publisher))
-            rows.add_row(*map(str, who), Text(publisher.name))
+            rows.add(publisher.publisher, publisher.pid, publisher.uid, _state(publisher), publisher.name)
         print_table(rows)
     if found.subscribers:
-        rows = table(">SUBSCRIBER", ">PID", ">UID", "HOLDS BACK", ">BEHIND", ">LOST", "STATE", "NAME")
+        rows = Table(">SUBSCRIBER", ">PID", ">UID", "HOLDS BACK", ">BEHIND", ">LOST", "STATE", "~NAME")
         for sub in found.subscribers:
             holds_back, behind = "yes" if sub.tethered else "no", format_size(sub.lag_bytes)
-            cells = (sub.slot, sub.pid, sub.uid, holds_back, behind, sub.lost, _state(sub))
-            rows.add_row(*map(str, cells), Text(sub.name))
+            rows.add(sub.slot, sub.pid, sub.uid, holds_back, behind, sub.lost, _state(sub), sub.name)
         print_table(rows)
     if found.more_participants:
-        click.echo(f"and {found.more_participants} more participants")
+        say(f"and {found.more_participants} more participants")
 
 
 @click.command()
@@ -125,7 +123,7 @@ def _state(who: PublisherStat | SubscriberStat) -> str:
     return "stopped" if who.stopped else "-"
 
 
-def _stat_summary(stat: TopicStat) -> str:
+def _stat_summary(stat: TopicStat) -> dict[str, object]:
     topic = stat.topic
     rows: dict[str, object] = {
         "topic": topic.name,
@@ -143,7 +141,7 @@ def _stat_summary(stat: TopicStat) -> str:
         rows["locked by"] = f"thread {stat.lock_owner_tid}" + (" (stopped)" if stat.lock_owner_stopped else "")
     if stat.takeovers:
         rows["lock taken over"] = f"{stat.takeovers} times from publishers that died"
-    return "\n".join(f"{name:<16}{value}" for name, value in rows.items())
+    return rows
 
 
 def _time(time_ns: int) -> str:

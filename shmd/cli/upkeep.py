@@ -10,11 +10,11 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.text import Text
 
 from shmd import inventory
-from shmd.cli.common import connect, daemon_options, json_option, readable, remove_each, run, to_json
-from shmd.cli.tables import print_table, table
+from shmd.cli.common import connect, daemon_options, json_option, readable, remove_each, run
+from shmd.cli.output import complain, say_json
+from shmd.cli.tables import Table, print_table
 from shmd.cli.topics import list_all
 from shmd.config import DaemonConfig, instance_id
 from shmd.errors import DaemonUnavailable, ShmdError
@@ -69,7 +69,7 @@ def fsck(reclaim: bool, as_json: bool) -> None:
     segments = inventory.in_order(inventory.take().segments)
     if as_json:
         for found in segments:
-            click.echo(to_json(_fields(found)))
+            say_json(_fields(found))
     else:
         _show(segments)
     if reclaim:
@@ -120,9 +120,9 @@ def _reclaim(orphans: Sequence[Found]) -> None:
             inventory.reclaim(found)
         except ShmdError as error:
             failures.append(error)
-    click.echo(f"shmd: removed {len(orphans) - len(failures)} of {len(orphans)} orphaned segments", err=True)
+    complain(f"removed {len(orphans) - len(failures)} of {len(orphans)} orphaned segments")
     for failure in failures[:-1]:
-        click.echo(f"shmd: {failure}", err=True)
+        complain(str(failure))
     if failures:
         raise failures[-1]
 
@@ -130,7 +130,7 @@ def _reclaim(orphans: Sequence[Found]) -> None:
 def _show(segments: Sequence[Found]) -> None:
     if not segments:
         return
-    shown = table(">SHMID", "KIND", "STATE", ">UID", ">ATTACHED", ">AGE", ">SIZE", "INSTANCE", "TOPIC")
+    shown = Table(">SHMID", "KIND", "STATE", ">UID", ">ATTACHED", ">AGE", ">SIZE", "~INSTANCE", "~TOPIC")
     for found in segments:
         stat = found.stat
         cells = (
@@ -142,7 +142,7 @@ def _show(segments: Sequence[Found]) -> None:
             _age(found),
             format_size(stat.size_bytes),
         )
-        shown.add_row(*map(str, cells), Text(found.instance or found.instance_id.hex()), Text(found.topic))
+        shown.add(*cells, found.instance or found.instance_id.hex(), found.topic)
     print_table(shown)
 
 

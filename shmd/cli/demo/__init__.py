@@ -23,10 +23,11 @@ import click
 import msgspec
 
 import shmd
-from shmd.cli.common import run, time, to_json
+from shmd.cli.common import run, time
 from shmd.cli.demo.board import Board
 from shmd.cli.demo.reports import DATA_TOPIC, REPORT_TOPIC, Report
 from shmd.cli.demo.view import shown
+from shmd.cli.output import say, say_json
 from shmd.config import DaemonConfig
 from shmd.daemon import Daemon
 from shmd.errors import ShmdError
@@ -77,7 +78,7 @@ def demo(duration: float, rate: float, as_json: bool) -> None:
         run(_demo(board, duration, rate, quiet=as_json))
     finally:
         if board.sent:
-            click.echo(to_json(board.account()) if as_json else "\n".join(board.summary()))
+            say_json(board.account()) if as_json else say("\n".join(board.summary()))
     if not board.account()["exact"]:
         raise DemoFailed("the account does not add up")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.table import Table
-
 from shmd.cli.demo.reports import Received
+from shmd.cli.tables import Table
 
 if TYPE_CHECKING:
     from shmd.cli.demo.reports import Report
@@ -52,14 +51,12 @@ class Board:
 
     def table(self) -> Table:
         """The live view."""
-        table = Table(title="shmd demo: this host's /proc as a stream")
-        for column in ("", "records", "per s", "lost", "p50", "p99", "max"):
-            table.add_column(column, justify="right" if column else "left", min_width=8)
+        table = Table("process", ">records", ">per s", ">lost", ">p50", ">p99", ">max")
         for name in [self._publisher, *self._subscribers]:
             report = self._latest.get(name)
             latencies = _latencies(report) if isinstance(report, Received) else ("", "", "")
             lost = f"{report.lost:,}" if isinstance(report, Received) else ""
-            table.add_row(name, f"{report.records:,}" if report else "", f"{self._rate(name):,.0f}", lost, *latencies)
+            table.add(name, f"{report.records:,}" if report else "", f"{self._rate(name):,.0f}", lost, *latencies)
         return table
 
     def line(self) -> str:

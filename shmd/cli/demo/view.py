@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import click
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LINE_INTERVAL_S: Final = 1.0
 TABLE_INTERVAL_S: Final = 0.25
+TITLE: Final = "This host's /proc as a stream:"
 
 
 @contextlib.contextmanager
@@ -27,9 +29,14 @@ def shown(board: Board, *, quiet: bool) -> Iterator[Show]:
     if quiet:
         yield lambda now_s: None
     elif console.is_terminal:
-        with Live(board.table(), console=console, auto_refresh=False) as live:
-            yield _at_intervals(TABLE_INTERVAL_S, lambda: live.update(board.table(), refresh=True))
-            live.update(board.table(), refresh=True)
+        with Live(console=console, auto_refresh=False) as live:
+
+            def show() -> None:
+                lines = [TITLE, *board.table().lines(console.width)]
+                live.update(Text("\n".join(lines)), refresh=True)
+
+            yield _at_intervals(TABLE_INTERVAL_S, show)
+            show()
     else:
         yield _at_intervals(LINE_INTERVAL_S, lambda: click.echo(board.line()))
 

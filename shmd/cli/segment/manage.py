@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich.text import Text
 
 from shmd import keys
-from shmd.cli.common import connect, daemon_options, json_option, mode, remove_each, run, size, to_json
-from shmd.cli.tables import print_table, table
+from shmd.cli.common import connect, daemon_options, json_option, mode, remove_each, run, size
+from shmd.cli.output import say, say_json
+from shmd.cli.tables import Table, print_fields, print_table
 from shmd.errors import SegmentNotFound
 from shmd.units import format_size
 
@@ -79,10 +79,10 @@ def create(name: str, as_json: bool, socket_path: str | None, instance: str | No
     """Have the segment NAME, as ipcmk -M: create it if there is none. Prints its id and key."""
     info = run(_create(name, socket_path, instance, **options))
     if as_json:
-        click.echo(to_json(info_fields(info)))
+        say_json(info_fields(info))
     else:
         where = f"file {info.path}" if info.path else f"id {info.id}, key {info.key:#010x}"
-        click.echo(f"segment {info.name}: {where}, {info.size_bytes} bytes")
+        say(f"segment {info.name}: {where}, {info.size_bytes} bytes")
 
 
 async def _create(name: str, socket_path: str | None, instance: str | None, **options: Any) -> SegmentInfo:
@@ -115,9 +115,9 @@ def print_segments(found: Iterable[tuple[SegmentInfo, SegmentStat | None]], *, a
     """The columns of ipcs -m, and the name before them."""
     if as_json:
         for info, kernel in found:
-            click.echo(to_json(info_fields(info) | {"attachments": kernel.attachments if kernel else None}))
+            say_json(info_fields(info) | {"attachments": kernel.attachments if kernel else None})
         return
-    rows = table("SEGMENT", "KEY", ">SHMID", "OWNER", "PERMS", ">BYTES", ">NATTCH", "STATUS")
+    rows = Table("~SEGMENT", "KEY", ">SHMID", "OWNER", "PERMS", ">BYTES", ">NATTCH", "STATUS")
     for info, kernel in found:
         is_file = info.backing == "file"
         cells = (
@@ -129,8 +129,8 @@ def print_segments(found: Iterable[tuple[SegmentInfo, SegmentStat | None]], *, a
             "-" if is_file or not kernel else str(kernel.attachments),
             "file" if is_file else "dest" if kernel and kernel.removed else "",
         )
-        rows.add_row(Text(info.name), *cells)
-    if rows.row_count:
+        rows.add(info.name, *cells)
+    if rows:
         print_table(rows)
 
 
@@ -142,12 +142,12 @@ def stat(name: str, as_json: bool, socket_path: str | None, instance: str | None
     """Show all that the kernel knows of the segment NAME, as ipcs -m -i."""
     info, kernel = run(_stat(name, socket_path, instance))
     if as_json:
-        click.echo(to_json(info_fields(info) | asdict(kernel) | {"mode": f"{kernel.mode:04o}"}))
+        say_json(info_fields(info) | asdict(kernel) | {"mode": f"{kernel.mode:04o}"})
         return
     rows = {"segment": info.name, **(_file_rows(info, kernel) if info.path else _memory_rows(kernel))}
     rows["notifier"] = info.notifier + (f" {info.fifo}" if info.fifo else "")
     rows["lock"] = f"semaphore {info.sem_id} (key {info.sem_key:#010x})" if info.sem_id >= 0 else "-"
-    click.echo("\n".join(f"{label:<16}{value}" for label, value in rows.items()))
+    print_fields(rows)
 
 
 def _memory_rows(kernel: SegmentStat) -> dict[str, object]:

@@ -8,14 +8,15 @@ import click
 
 from shmd import limits
 from shmd.cli.common import connect, daemon_options, run, size
+from shmd.cli.output import STDOUT, is_terminal
 from shmd.cli.streams import InputReader, OutputWriter
 from shmd.errors import InvalidOption
+from shmd.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STDIN: Final = 0
-STDOUT: Final = 1
 _LINE_BYTES: Final = 16
 _HALF: Final = 8
 
@@ -24,7 +25,7 @@ _HALF: Final = 8
 @click.argument("name")
 @click.option("--offset", type=size, default=0, metavar="BYTES", help="Begin there.")
 @click.option("--length", type=size, metavar="BYTES", help="Read so many; by default to the end.")
-@click.option("--raw", is_flag=True, help="Write the bytes as they are.")
+@click.option("--raw", is_flag=True, help="Write the bytes as they are; on a terminal as text.")
 @daemon_options
 def read(name: str, socket_path: str | None, instance: str | None, **options: Any) -> None:
     """Print the bytes of the segment NAME, as hexdump -C does."""
@@ -41,11 +42,17 @@ async def _read(
         end = segment.size_bytes if length is None else offset + length
         _check_within(name, segment.size_bytes, offset, end)
         output = OutputWriter(STDOUT)
+        show = _shown if is_terminal(STDOUT) else bytes
         for at in range(offset, end, limits.READ_BATCH_BYTES):
             piece = bytes(segment.buf[at : min(end, at + limits.READ_BATCH_BYTES)])
-            await output.write(piece if raw else "".join(hexdump(piece, at)).encode())
+            await output.write(show(piece) if raw else "".join(hexdump(piece, at)).encode())
         if not raw:
             await output.write(f"{end:08x}\n".encode())
+
+
+def _shown(data: bytes) -> bytes:
+    """Bytes for a terminal, which must not obey them."""
+    return printable(data.decode(errors="backslashreplace"), keep="\n\t").encode()
 
 
 def hexdump(data: bytes, offset: int) -> Iterator[str]:

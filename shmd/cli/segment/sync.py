@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from shmd.cli.common import connect, daemon_options, run, time
+from shmd.cli.output import complain
 from shmd.cli.status import EXIT_SIGNAL
 from shmd.errors import SegmentLocked, ShmdError
 
@@ -82,10 +83,10 @@ async def _run(command: Sequence[str]) -> int:
     try:
         process = await asyncio.create_subprocess_exec(*command)
     except FileNotFoundError:
-        click.echo(f"shmd: {command[0]}: there is no such command", err=True)
+        complain(f"{command[0]}: there is no such command")
         return _EXIT_NOT_FOUND
     except PermissionError:
-        click.echo(f"shmd: {command[0]}: it cannot be executed", err=True)
+        complain(f"{command[0]}: it cannot be executed")
         return _EXIT_NOT_EXECUTABLE
     try:
         status = await process.wait()

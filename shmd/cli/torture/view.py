@@ -8,16 +8,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import click
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
-from shmd.cli.tables import table
+from shmd.cli.tables import Table
 from shmd.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from rich.table import Table
 
     from shmd.cli.torture.chaos import Chaos, Outcome
     from shmd.cli.torture.crew import Member
@@ -40,7 +39,8 @@ def showing(chaos: Chaos, total: Outcome) -> Iterator[Show]:
 
         def show(act: str) -> None:
             acts.append(act)
-            live.update(Group(_table(chaos), summary(chaos, total), "last: " + ", ".join(acts), HELP), refresh=True)
+            lines = [*_table(chaos).lines(console.width), summary(chaos, total), "last: " + ", ".join(acts), HELP]
+            live.update(Text("\n".join(lines)), refresh=True)
 
         yield show
 
@@ -67,9 +67,9 @@ def _lines(chaos: Chaos, total: Outcome) -> Show:
 
 
 def _table(chaos: Chaos) -> Table:
-    shown = table("PROCESS", ">PID", "STATE", ">LOG")
+    shown = Table("PROCESS", ">PID", "STATE", ">LOG")
     for member in sorted(chaos.crew.members, key=lambda member: (member.kind, member.number)):
-        shown.add_row(member.name, str(member.process.pid), _state(member), _log_size(member))
+        shown.add(member.name, member.process.pid, _state(member), _log_size(member))
     return shown
 
 
