@@ -30,6 +30,7 @@ from shmd import failpoint, fifo, limits, liveness, protocol, topic_store
 from shmd.adoption import participant_row, topic_row
 from shmd.errors import ProtocolError, RequestRefused, ShmdError
 from shmd.listener import peer_credentials, peer_pidfd
+from shmd.printable import printable
 from shmd.registry import (
     AdmitPublisher,
     AwaitIdle,
@@ -103,10 +104,10 @@ class Broker:
         instance_id: bytes,
         fifo_root: Path,
         state_dir: Path,
-        on_stop: Callable[[], object],
+        on_stop: Callable[[str], object],
     ) -> None:
         """``fifo_root`` holds FIFOs of topics and segments, ``state_dir`` the segments that are files.
-        ``on_stop`` is called when a client that may has asked the daemon to stop.
+        ``on_stop`` is called with who it was when a client that may has asked the daemon to stop.
         """
         self._loop = loop
         self._registry = registry
@@ -161,6 +162,10 @@ class Broker:
         else:
             self._loop.add_reader(pidfd, self._process_died, number)
         self._perform(self._registry.client_connected(number, credentials))
+
+    def holdings(self) -> tuple[int, int]:
+        """How many topics and raw segments there are."""
+        return len(self._topics), self._segments.count()
 
     async def close(self, *, remove: bool) -> None:
         """Hang up on everybody and give everything back; with ``remove`` the topics' segments go, too."""
@@ -237,8 +242,9 @@ class Broker:
                     self._ignore_death(client)
                 case AwaitIdle(topic, idleness, after_s):
                     self._set_timer(topic, after_s, self._topic_is_idle, idleness)
-                case StopDaemon():
-                    self._on_stop()
+                case StopDaemon(client):
+                    who = self._peers[client].credentials
+                    self._on_stop(f"client {client} (pid {who.pid}, uid {who.uid}) asked for it")
                 case CreateTopic():
                     self._start(self._create_topic(effect))
                 case DestroyTopic(topic):
@@ -389,4 +395,4 @@ class Broker:
 
 def _one_line(reason: object) -> str:
     """Fit for a log, though it may quote a peer: no control characters, no new lines."""
-    return str(reason).encode("unicode_escape").decode("ascii")
+    return printable(str(reason))

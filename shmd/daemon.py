@@ -46,6 +46,7 @@ class Daemon:
         self._config = config
         self._resources = AsyncExitStack()
         self._listener: Listener | None = None
+        self._broker: Broker | None = None
         self._closed = asyncio.Event()
 
     @property
@@ -73,14 +74,16 @@ class Daemon:
             undo.callback(roster.close, remove=self._config.ephemeral)
             fifo_root = fifo.root_of(self._config.instance_dir)
             undo.callback(fifo.remove_empty, fifo_root)
-            broker = self._broker(loop, roster, bells, fifo_root)
+            broker = self._broker = self._make_broker(loop, roster, bells, fifo_root)
             undo.push_async_callback(broker.close, remove=self._config.ephemeral)
             self._listener = _listen(loop, self._config, broker, sockets)
             undo.callback(self._listener.close)
             self._resources = undo.pop_all()
         logger.info("listening on %s", self.socket_path)
 
-    def _broker(self, loop: asyncio.AbstractEventLoop, roster: Roster, bells: BellStore, fifo_root: Path) -> Broker:
+    def _make_broker(
+        self, loop: asyncio.AbstractEventLoop, roster: Roster, bells: BellStore, fifo_root: Path
+    ) -> Broker:
         """With all that the daemon before left."""
         generation = roster.take_over()
         estate = adoption.adopt(roster, bells, fifo_root, self._config.instance_state_dir)
@@ -95,7 +98,7 @@ class Daemon:
             instance_id=self._config.instance_id(),
             fifo_root=fifo_root,
             state_dir=self._config.instance_state_dir,
-            on_stop=self._closed.set,
+            on_stop=self.stop,
         )
         broker.adopt(estate)
         return broker
@@ -118,11 +121,21 @@ class Daemon:
         finally:
             await asyncio.to_thread(systemd.notify, systemd.STOPPING)
 
+    def stop(self, why: str) -> None:
+        """Have ``serve_forever`` return; the log says ``why``, and what stays. After the first time it does nothing."""
+        if self._closed.is_set() or self._broker is None:
+            return
+        self._closed.set()
+        topics, segments = self._broker.holdings()
+        fate = "go with it" if self._config.ephemeral else "stay for the next daemon"
+        logger.info("stopping: %s; %d topics and %d segments %s", why, topics, segments, fate)
+
     async def close(self) -> None:
         """Stop listening, hang up on all clients, and unlock the instance. Topics stay, unless the daemon is ephemeral.
 
         Twice is fine.
         """
+        self.stop("the program that runs it has closed it")
         self._closed.set()
         await self._resources.aclose()
 

@@ -72,6 +72,10 @@ class SegmentKeeper:
             return stored.descriptors(readonly=message.readonly)
         return stored.bells
 
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._stored)
+
     def close(self, *, remove: bool) -> None:
         """Give everything back; with ``remove`` the segments go, too, except adopted ones."""
         if self._syncing is not None:

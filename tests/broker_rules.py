@@ -341,7 +341,7 @@ class World:
                     self.stalls.append(effect)
                 case CreateSegment() | DestroySegment() | ChangeSegment() | ReportSegment():
                     self._perform_on_segment(effect)
-                case StopDaemon():
+                case StopDaemon(_):
                     self.stopped = True
 
     def _perform_on_segment(self, effect: CreateSegment | DestroySegment | ChangeSegment | ReportSegment) -> None:

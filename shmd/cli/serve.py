@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
 import os
-import sys
+import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shmd.cli.common import run, size
+from shmd.cli.logs import to_stderr
 from shmd.cli.status import Interrupted
 from shmd.config import DaemonConfig
 from shmd.daemon import Daemon
 from shmd.places import DEFAULT_INSTANCE, SOCKET_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger("shmd.daemon")
 
 
 @click.command()
@@ -45,14 +52,15 @@ from shmd.places import DEFAULT_INSTANCE, SOCKET_NAME
 @click.option("--ephemeral", is_flag=True, default=None, help="Remove all topics when the daemon is stopped.")
 @click.option("--verbose", is_flag=True, help="Log what clients ask for, too.")
 def serve(config: Path | None, verbose: bool, **settings: Any) -> None:
-    """Run the daemon until SIGTERM or Ctrl-C. Logs go to standard error."""
+    """Run the daemon until SIGTERM or Ctrl-C. Logs go to standard error.
+
+    SIGHUP is logged and changes nothing: the configuration is read at the start.
+    """
     settings = {name: value for name, value in settings.items() if value is not None}
     daemon_config = DaemonConfig.load(config, **settings) if config else DaemonConfig(**settings)
     if "instance" not in settings:
         daemon_config = _where_clients_look(daemon_config)
-    logging.basicConfig(
-        stream=sys.stderr, format="shmd: %(message)s", level=logging.DEBUG if verbose else logging.INFO, force=True
-    )
+    to_stderr(logging.DEBUG if verbose else logging.INFO)
     with contextlib.suppress(Interrupted):  # being told to end is how a daemon ends
         run(_serve(daemon_config))
 
@@ -65,5 +73,14 @@ def _where_clients_look(config: DaemonConfig) -> DaemonConfig:
 
 
 async def _serve(config: DaemonConfig) -> None:
+    _on_signal(signal.SIGHUP, logger.info, "SIGHUP ignored: restart to read the configuration")
     async with Daemon(config) as daemon:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            _on_signal(number, daemon.stop, f"it got {number.name}")
         await daemon.serve_forever()
+
+
+def _on_signal(number: signal.Signals, callback: Callable[[str], object], text: str) -> None:
+    """Unless whoever started us had it ignored, as nohup does."""
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(number, callback, text)

@@ -248,7 +248,9 @@ class ReportSegment:
 
 @dataclass(frozen=True, slots=True)
 class StopDaemon:
-    """Somebody who may has asked for it."""
+    """``client``, who may, has asked for it."""
+
+    client: int
 
 
 Effect: TypeAlias = (

@@ -103,7 +103,7 @@ def _stop(state: State, client: Client, message: protocol.Stop) -> None:
             f"uid {peer.uid} may not stop this daemon, which uid {daemon.uid} runs", "ask that user, or root"
         )
     state.send(client, protocol.Done(id=message.id))
-    state.effects.append(StopDaemon())
+    state.effects.append(StopDaemon(client.number))
 
 
 # --- topics: declare, list, look at, remove ---------------------------------------------------------------------------
