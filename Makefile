@@ -9,12 +9,14 @@ CORE := shmd/_core.abi3.so
 FAILPOINTS := build/failpoints/shmd/_core.abi3.so
 SANITIZED := build/asan/shmd/_core.abi3.so
 CORE_SOURCES := setup.py $(wildcard csrc/*.c csrc/*.h)
+SYSTEM_VENV := /opt/shmd
+PACKAGE_SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE csrc shmd
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test soak bench lint coverage c-test c-asan c-tsan clean
+.PHONY: help demo test soak bench lint coverage c-test c-asan c-tsan clean install-system install-units uninstall-system
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -51,6 +53,31 @@ c-asan: ## the same under AddressSanitizer and UndefinedBehaviorSanitizer
 c-tsan: ## the same under ThreadSanitizer, and the proof that it would notice a missing release
 	$(MAKE) -C tests/c tsan
 	$(MAKE) -C tests/c tsan-weakened
+
+install-system: ## as root: the daemon for all users of this host, as a systemd service
+	@test "$$(id -u)" = 0 || { echo 'it needs root: sudo make install-system' >&2; exit 1; }
+	python=$$(PYTHON=$(PYTHON) .ci/prerequisites) && "$$python" -m venv $(SYSTEM_VENV)
+	source=$$(mktemp -d) && cp -r $(PACKAGE_SOURCES) "$$source" && $(SYSTEM_VENV)/bin/pip install --quiet "$$source" && \
+	    rm -r "$$source"
+	@$(MAKE) --no-print-directory install-units
+
+# What install-system does once $(SYSTEM_VENV)/bin/shmd is there. The last command is a client's: it starts the daemon.
+install-units:
+	ln -sf $(SYSTEM_VENV)/bin/shmd /usr/local/bin/shmd
+	install -D -m 644 systemd/shmd.sysusers /etc/sysusers.d/shmd.conf
+	systemd-sysusers /etc/sysusers.d/shmd.conf
+	install -D -m 644 -t /etc/systemd/system systemd/shmd.service systemd/shmd.socket
+	systemctl daemon-reload
+	systemctl enable --now shmd.socket
+	systemctl try-restart shmd.service
+	/usr/local/bin/shmd ls --socket /run/shmd/control.sock
+	@echo 'shmd runs: systemctl status shmd, journalctl -u shmd; every user may connect'
+
+uninstall-system: ## as root: remove what install-system made; topics go with the next boot, or with `shmd purge` before
+	systemctl disable --now shmd.socket shmd.service
+	rm -f /etc/systemd/system/shmd.service /etc/systemd/system/shmd.socket /etc/sysusers.d/shmd.conf /usr/local/bin/shmd
+	rm -rf $(SYSTEM_VENV)
+	systemctl daemon-reload
 
 clean: ## forget everything that was built
 	$(MAKE) -C tests/c clean
