@@ -11,25 +11,16 @@ at a time. Cancelling one gives back whatever it had opened by then.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from shmd import limits, names, places, protocol
+from shmd import connecting, limits, names, protocol
 from shmd.client_events import EventStream
 from shmd.client_segments import ClientSegments
 from shmd.codec import make_codec
-from shmd.errors import (
-    DaemonUnavailable,
-    Disconnected,
-    InvalidOption,
-    NoSuchTopic,
-    SegmentInvalid,
-    SegmentNotFound,
-    SegmentRemoved,
-)
-from shmd.hub import Hub, give_back_dropped
+from shmd.errors import InvalidOption, NoSuchTopic, SegmentInvalid, SegmentNotFound, SegmentRemoved
+from shmd.hub import give_back_dropped
 from shmd.opener import Opener
 from shmd.publisher import Publisher, PublisherSeat
 from shmd.start import parse_start
@@ -41,8 +32,11 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from typing_extensions import TypeForm
+
     from shmd import _core
     from shmd.codec import Codec, CodecName
+    from shmd.hub import Hub
     from shmd.protocol import Lifetime, Notifier, TopicInfo, TopicStat, WhenFull
     from shmd.start import Seek, Start
 
@@ -71,7 +65,8 @@ def connect(
     Raises ``DaemonUnavailable``, which says where it looked, ``Disconnected``, ``VersionMismatch``,
     ``NamespaceMismatch``, ``LimitExceeded``.
     """
-    return Opener(_connect(path, name, instance, timeout_s, request_timeout_s, wait=wait))
+    opening = _connect(path, name, instance, timeout_s, request_timeout_s, wait=wait)
+    return Opener(opening, "shmd.connect(...)", "client")
 
 
 async def _connect(
@@ -81,25 +76,11 @@ async def _connect(
     hello_name = Path(sys.argv[0]).name[: limits.CLIENT_NAME_BYTES_MAX] if name is None else name
     if len(hello_name) > limits.CLIENT_NAME_BYTES_MAX:
         raise InvalidOption(f"{name!r} is too long for a client's name", f"{limits.CLIENT_NAME_BYTES_MAX} characters")
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    pause_s = limits.RECONNECT_MIN_S
-    while True:
-        try:
-            hub = Hub(places.find_socket(path, instance), hello_name, request_timeout_s)
-            await hub.connect(deadline - loop.time() if wait else timeout_s)
-            return Client(hub)
-        except (DaemonUnavailable, Disconnected) as error:
-            left_s = deadline - loop.time()
-            if not (wait and left_s > 0 and _may_come(error)):
-                raise
-        await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(2 * pause_s, limits.APPEARANCE_PAUSE_MAX_S)
-
-
-def _may_come(error: DaemonUnavailable | Disconnected) -> bool:
-    """Whether a daemon that appears would help: none was found, nobody listens, or the one that did went away."""
-    return error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError | ConnectionError)
+    return Client(
+        await connecting.connect(
+            path, instance, hello_name, timeout_s=timeout_s, request_timeout_s=request_timeout_s, wait=wait
+        )
+    )
 
 
 class Client(ClientSegments):
@@ -171,6 +152,14 @@ class Client(ClientSegments):
         self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
         exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
         idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ..., notifier: Notifier | None = ...,
+        type: None = ..., codec: CodecName = ..., require_subscribers: bool = ...,
+    ) -> Opener[Publisher[Any]]: ...  # fmt: skip
+
+    @overload
+    def publisher(
+        self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
+        exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
+        idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ..., notifier: Notifier | None = ...,
         type: type[T], codec: CodecName = ..., require_subscribers: bool = ...,
     ) -> Opener[Publisher[T]]: ...  # fmt: skip
 
@@ -179,8 +168,8 @@ class Client(ClientSegments):
         self, topic: str, *, size: int | str | None = ..., when_full: WhenFull | None = ...,
         exclusive: bool | None = ..., mode: int | None = ..., lifetime: Lifetime | None = ...,
         idle_ttl: float | str | None = ..., stall_timeout: float | str | None = ..., notifier: Notifier | None = ...,
-        type: None = ..., codec: CodecName = ..., require_subscribers: bool = ...,
-    ) -> Opener[Publisher[Any]]: ...  # fmt: skip
+        type: TypeForm[T], codec: CodecName = ..., require_subscribers: bool = ...,
+    ) -> Opener[Publisher[T]]: ...  # fmt: skip
 
     def publisher(
         self,
@@ -201,7 +190,8 @@ class Client(ClientSegments):
         """Declare ``topic`` (see ``topic`` for its options) and open it for publishing.
 
         ``codec`` is ``"msgpack"`` or ``"raw"`` (bytes); ``type`` a ``msgspec.Struct`` class whose instances are
-        published. Raises as ``topic`` does, and ``TopicBusy`` where an exclusive topic has a publisher.
+        published, or another type that msgspec knows, such as ``int | str``.
+        Raises as ``topic`` does, and ``TopicBusy`` where an exclusive topic has a publisher.
 
         ``require_subscribers`` makes it a pipe's writing end: while no subscriber has joined the topic, and as soon as
         the last has left or died, publishing raises ``NoSubscribers``, and nothing is published. To begin, await
@@ -210,26 +200,25 @@ class Client(ClientSegments):
         """
         options = make_options(size, when_full, exclusive, mode, lifetime, idle_ttl, stall_timeout, notifier)
         opening = self._open_publisher(topic, make_codec(codec, type), options, require_subscribers=require_subscribers)
-        return Opener(opening)
-
-    @overload
-    def subscribe(
-        self,
-        topic: str,
-        *,
-        start: Start = ...,
-        tethered: bool = ...,
-        type: type[T],
-        codec: CodecName = ...,
-        spin: float = ...,
-        until_closed: bool = ...,
-    ) -> Opener[Subscription[T]]: ...
+        return Opener(opening, "client.publisher(...)", "publisher")
 
     @overload
     def subscribe(
         self, topic: str, *, start: Start = ..., tethered: bool = ..., type: None = ..., codec: CodecName = ...,
         spin: float = ..., until_closed: bool = ...,
     ) -> Opener[Subscription[Any]]: ...  # fmt: skip
+
+    @overload
+    def subscribe(
+        self, topic: str, *, start: Start = ..., tethered: bool = ..., type: type[T], codec: CodecName = ...,
+        spin: float = ..., until_closed: bool = ...,
+    ) -> Opener[Subscription[T]]: ...  # fmt: skip
+
+    @overload
+    def subscribe(
+        self, topic: str, *, start: Start = ..., tethered: bool = ..., type: TypeForm[T], codec: CodecName = ...,
+        spin: float = ..., until_closed: bool = ...,
+    ) -> Opener[Subscription[T]]: ...  # fmt: skip
 
     def subscribe(
         self,
@@ -277,13 +266,16 @@ class Client(ClientSegments):
             until_closed=until_closed,
             spin_s=spin,
         )
-        return Opener(opening)
+        return Opener(opening, "client.subscribe(...)", "subscription")
+
+    @overload
+    async def latest(self, topic: str, *, type: None = ..., codec: CodecName = ...) -> _core.Record[Any] | None: ...
 
     @overload
     async def latest(self, topic: str, *, type: type[T], codec: CodecName = ...) -> _core.Record[T] | None: ...
 
     @overload
-    async def latest(self, topic: str, *, type: None = ..., codec: CodecName = ...) -> _core.Record[Any] | None: ...
+    async def latest(self, topic: str, *, type: TypeForm[T], codec: CodecName = ...) -> _core.Record[T] | None: ...
 
     async def latest(
         self,

@@ -81,7 +81,8 @@ class ClientSegments:
             notifier=notifier,
         )
         names.check_segment(name)
-        return Opener(self._open_segment(name, options, create=create, exclusive=exclusive, readonly=readonly))
+        opening = self._open_segment(name, options, create=create, exclusive=exclusive, readonly=readonly)
+        return Opener(opening, "client.segment(...)", "segment")
 
     async def _open_segment(
         self, name: str, options: SegmentOptions, *, create: bool, exclusive: bool, readonly: bool

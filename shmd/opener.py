@@ -28,10 +28,13 @@ class Opener(Coroutine[Any, Any, T_co]):
     To be used once. Nothing is opened before it is awaited or entered, and nothing stays open if that is cancelled.
     """
 
-    __slots__ = ("_opened", "_opening")
+    __slots__ = ("_call", "_name", "_opened", "_opening")
 
-    def __init__(self, opening: Coroutine[Any, Any, T_co]) -> None:
+    def __init__(self, opening: Coroutine[Any, Any, T_co], call: str, name: str) -> None:
+        """``opening`` opens it; an error says "``name`` = await ``call``"."""
         self._opening = opening
+        self._call = call
+        self._name = name
         self._opened: T_co | None = None
 
     def __await__(self) -> Generator[Any, Any, T_co]:
@@ -56,3 +59,27 @@ class Opener(Coroutine[Any, Any, T_co]):
     ) -> None:
         if self._opened is not None:
             await self._opened.close()
+
+    # Who forgets to await it meets one of these. A type checker knows it anyway, and shall not see them.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):  # our own, too, of a copy that is not whole
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            raise AttributeError(self._how_to_open(f"there is no {name!r} yet"), name=name, obj=self)
+
+        def __aiter__(self) -> Any:
+            raise TypeError(self._how_to_open("there is nothing to iterate over yet"))
+
+        def __anext__(self) -> Any:
+            raise TypeError(self._how_to_open("there is nothing to iterate over yet"))
+
+        def __enter__(self) -> Any:
+            raise TypeError(self._how_to_open("`with` cannot wait for it"))
+
+        def __exit__(self, *_exc_info: object) -> None:
+            """Never called; without it Python would not get as far as ``__enter__``."""
+
+    def _how_to_open(self, what: str) -> str:
+        call, name = self._call, self._name
+        return f"{call} opens nothing by itself, {what}: {name} = await {call}, or async with {call} as {name}"

@@ -76,6 +76,7 @@ LAYERS: Final = {
     "client": 4,
     "client_events": 4,
     "client_segments": 4,
+    "connecting": 4,
     "hub": 4,
     "joined_topic": 4,
     "link": 4,

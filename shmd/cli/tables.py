@@ -7,7 +7,7 @@ a program may cut the columns apart.
 
 from __future__ import annotations
 
-import shutil
+import os
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _GAP: Final = "  "
+_COLUMNS_USUAL: Final = 80
+"""Where a terminal does not know."""
 _FOLDED_MIN: Final = 16
 """Columns that a folded cell keeps at least: less cannot be read."""
 
@@ -91,8 +93,12 @@ def print_fields(fields: Mapping[str, object], *, label_columns: int = 16) -> No
 
 
 def terminal_columns() -> int | None:
-    """How wide the terminal is; None if standard output goes elsewhere."""
-    return shutil.get_terminal_size().columns if is_terminal(STDOUT) else None
+    """How wide the terminal is, or $COLUMNS says it is; None if standard output goes elsewhere."""
+    if not is_terminal(STDOUT):
+        return None
+    said = os.environ.get("COLUMNS", "")
+    columns = int(said) if said.isdecimal() else os.get_terminal_size(STDOUT).columns
+    return columns or _COLUMNS_USUAL
 
 
 def _columns(text: str) -> int:

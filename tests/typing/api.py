@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import msgspec
 
@@ -46,6 +46,12 @@ async def publishing(client: shmd.Client) -> None:
     assert_type(typed, shmd.Publisher[Price])
     await typed.publish(Price("ABCD", 1.5))
     await typed.publish({"symbol": "ABCD"})  # type: ignore[arg-type]
+    either = await client.publisher("t", type=int | str)
+    assert_type(either, shmd.Publisher[int | str])
+    await either.publish(1)
+    await either.publish(1.5)  # type: ignore[arg-type]
+    client.publisher("t").publish({})  # type: ignore[attr-defined]
+    client.publisher("t", type=5)  # type: ignore[call-overload]
 
 
 async def subscribing(client: shmd.Client) -> None:
@@ -64,11 +70,18 @@ async def subscribing(client: shmd.Client) -> None:
         assert_type(prices.get_nowait(), shmd.Record[Price])
         assert_type(await prices.get_many(256, timeout=1.0), list[shmd.Record[Price]])
     client.subscribe("t", start="newest")  # type: ignore[call-overload]
+    assert_type(await client.subscribe("t", type=Price | None), shmd.Subscription[Price | None])
+    assert_type(await client.subscribe("t", type=dict[str, int]), shmd.Subscription[dict[str, int]])
+    assert_type(await client.subscribe("t", type=Literal["up", "down"]), shmd.Subscription[Literal["up", "down"]])
+    assert_type(await client.subscribe("t", type=None), shmd.Subscription[Any])
+    async for _ in client.subscribe("t"):  # type: ignore[attr-defined]
+        pass
 
 
 async def looking(client: shmd.Client) -> None:
     assert_type(await client.latest("t"), shmd.Record[Any] | None)
     assert_type(await client.latest("t", type=Price), shmd.Record[Price] | None)
+    assert_type(await client.latest("t", type=int | str), shmd.Record[int | str] | None)
 
 
 async def sharing_memory(client: shmd.Client) -> None:
