@@ -10,7 +10,7 @@ async def main() -> None:
         publisher = await client.publisher("prices")
         await publisher.publish({"sym": "ABCD", "px": 101.25})
         async for record in subscription:
-            print(record.seq, record.topic, record.value)
+            print(record.topic, record.value)
             break
 
 

@@ -19,7 +19,7 @@ README: Final = (ROOT / "README.md").read_text()
 
 PROGRAMS: Final = programs(README, "python")
 SESSIONS: Final = SESSION.findall(README)
-EXAMPLES: Final = {"pubsub.py": "1 prices {'sym': 'ABCD', 'px': 101.25}\n"}
+EXAMPLES: Final = {"pubsub.py": "prices {'sym': 'ABCD', 'px': 101.25}\n"}
 
 
 def test_every_example_has_a_test() -> None:
@@ -29,8 +29,9 @@ def test_every_example_has_a_test() -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_prints_what_it_should(name: str, user_environment: dict[str, str], tmp_path: Path) -> None:
-    assert output_of([sys.executable, str(ROOT / "examples" / name)], user_environment, tmp_path) == EXAMPLES[name]
+def test_example_prints_what_it_should_each_time(name: str, user_environment: dict[str, str], tmp_path: Path) -> None:
+    for _ in range(2):
+        assert output_of([sys.executable, str(ROOT / "examples" / name)], user_environment, tmp_path) == EXAMPLES[name]
 
 
 @pytest.mark.parametrize(("program", "expected"), PROGRAMS, ids=range(len(PROGRAMS)))
@@ -42,7 +43,24 @@ def test_readme_program_prints_what_it_says(
 
 @pytest.mark.parametrize("session", SESSIONS, ids=range(len(SESSIONS)))
 def test_readme_session_goes_as_it_says(session: str, user_environment: dict[str, str], tmp_path: Path) -> None:
+    follow(session, user_environment, tmp_path)
+
+
+def test_readme_can_be_followed_twice_with_the_same_daemon(user_environment: dict[str, str], tmp_path: Path) -> None:
+    for _ in range(2):
+        for session in SESSIONS:
+            follow(session, user_environment, tmp_path)
+        for program, expected in PROGRAMS:
+            assert_shows(expected, output_of([sys.executable, "-c", program], user_environment, tmp_path))
+
+
+def test_readme_starts_a_daemon_before_anything_that_needs_one() -> None:
+    assert README.index("```sh\nshmd serve\n```") < min(map(README.index, ("```console", "```python")))
+
+
+def follow(session: str, environment: dict[str, str], directory: Path) -> None:
+    """Type each line."""
     steps = STEP.findall(session)
     assert steps
     for typed, expected in steps:
-        assert_shows(expected, output_of(["bash", "-c", typed], user_environment, tmp_path))
+        assert_shows(expected, output_of(["bash", "-c", typed], environment, directory))
