@@ -19,7 +19,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 .PHONY: help demo test soak bench lint coverage c-test c-asan c-tsan clean install-system install-units uninstall-system
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
 demo: $(VENV)/.runtime $(CORE) ## a daemon, a publisher of this host's /proc, three subscribers; ends by itself
 	$(VENV)/bin/shmd demo
@@ -54,10 +54,11 @@ c-tsan: ## the same under ThreadSanitizer, and the proof that it would notice a 
 	$(MAKE) -C tests/c tsan
 	$(MAKE) -C tests/c tsan-weakened
 
+# The system's Python, since the daemon's user may not enter a home directory to run another.
 install-system: ## as root: the daemon for all users of this host, as a systemd service
-	@test "$$(id -u)" = 0 || { echo 'it needs root: sudo make install-system' >&2; exit 1; }
-	python=$$(PYTHON=$(PYTHON) .ci/prerequisites) && "$$python" -m venv $(SYSTEM_VENV)
-	source=$$(mktemp -d) && cp -r $(PACKAGE_SOURCES) "$$source" && $(SYSTEM_VENV)/bin/pip install --quiet "$$source" && \
+	@test "$$(id -u)" = 0 || { echo 'install-system needs root' >&2; exit 1; }
+	umask 022 && python=$$(PYTHON=$(or $(PYTHON),/usr/bin/python3) .ci/prerequisites) && "$$python" -m venv $(SYSTEM_VENV)
+	umask 022 && source=$$(mktemp -d) && cp -r $(PACKAGE_SOURCES) "$$source" && $(SYSTEM_VENV)/bin/pip install --quiet "$$source" && \
 	    rm -r "$$source"
 	@$(MAKE) --no-print-directory install-units
 
@@ -70,10 +71,10 @@ install-units:
 	systemctl daemon-reload
 	systemctl enable --now shmd.socket
 	systemctl try-restart shmd.service
-	/usr/local/bin/shmd ls --socket /run/shmd/control.sock
+	@/usr/local/bin/shmd ls --socket /run/shmd/control.sock || { journalctl -u shmd -n 20 --no-pager; exit 1; }
 	@echo 'shmd runs: systemctl status shmd, journalctl -u shmd; every user may connect'
 
-uninstall-system: ## as root: remove what install-system made; topics go with the next boot, or with `shmd purge` before
+uninstall-system: ## as root: remove what install-system made; topics stay until the next boot
 	systemctl disable --now shmd.socket shmd.service
 	rm -f /etc/systemd/system/shmd.service /etc/systemd/system/shmd.socket /etc/sysusers.d/shmd.conf /usr/local/bin/shmd
 	rm -rf $(SYSTEM_VENV)

@@ -53,7 +53,7 @@ test ! -e /usr/local/bin/shmd
 
 def test_readme_names_the_command_and_make_has_it() -> None:
     section = (ROOT / "README.md").read_text().partition("## As a system service")[2].partition("\n## ")[0]
-    assert re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL) == ["sudo make install-system\n"]
+    assert re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL) == ["make install-system\n"]
     recipe = (ROOT / "Makefile").read_text().partition("\ninstall-system:")[2].partition("\n\n")[0]
     assert recipe.rstrip().endswith("$(MAKE) --no-print-directory install-units")
 
