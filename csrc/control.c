@@ -82,6 +82,8 @@ static int send_packet(struct shmd_client *client, const struct shmd_request *r,
     for (;;) {
         if (send(client->fd, r->bytes, r->packer.size, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
             return 0;
+        if (errno == EPIPE || errno == ECONNRESET)
+            return 0; /* it hung up, but its last words may be there, and say why: the end is where reading ends */
         if (errno != EAGAIN && errno != EINTR)
             return lost(client, -ENOTCONN, strerror(errno));
         struct pollfd writable = {.fd = client->fd, .events = POLLOUT};

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from shmd import limits
+from shmd import limits, protocol
+from shmd.errors import LimitExceeded
 from tests.c_programs import ROOT, STRICT, CPrograms, Program, failure, install_library, run
 from tests.loop_turns import until
 
@@ -313,6 +314,36 @@ class TestConnection:
                 shmd_start(runtime_dir=Path(directory))
                 assert c.line().startswith("0 ")
                 c.ask("publisher t", "0")
+
+    def test_program_at_the_daemons_limit_of_clients_is_told_so(
+        self, c_programs: CPrograms, shmd_start: StartDaemon, tmp_path: Path
+    ) -> None:
+        (tmp_path / "shmd.toml").write_text("clients_max = 1\n")
+        path = shmd_start("--config", str(tmp_path / "shmd.toml")).socket_path
+        with c_programs.drive(path), c_programs.start("drive") as c:
+            for _ in range(20):  # its word and its hanging up come in any order with ours
+                assert "1 clients" in c.ask(f"connect {path}", failure(errno.EDQUOT))
+                c.ask("code", "limit-exceeded")
+                c.ask("disconnect", "0")
+
+    def test_program_reads_the_refusal_of_a_daemon_that_hung_up_before_it_spoke(self, c_programs: CPrograms) -> None:
+        refusal = protocol.encode(protocol.refusal(0, LimitExceeded("no room", "come back later")))
+        with tempfile.TemporaryDirectory(prefix="shmd-") as directory, c_programs.start("drive") as c:
+            path = f"{directory}/control.sock"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+                listening.bind(path)
+                listening.listen()
+                for shut in (False, True):
+                    c.say(f"connect {path}")
+                    connection = listening.accept()[0]
+                    if shut:
+                        connection.shutdown(socket.SHUT_RD)  # the client's next send fails with EPIPE
+                    connection.send(refusal)
+                    if not shut:
+                        connection.recv(65536)
+                    connection.close()
+                    assert c.line() == f"{failure(errno.EDQUOT)} no room (come back later)"
+                    c.ask("disconnect", "0")
 
     def test_closing_gives_every_descriptor_back(self, drive: Callable[[], Program]) -> None:
         c = drive()
