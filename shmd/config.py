@@ -31,14 +31,20 @@ _ROOT_UID: Final = 0
 def default_state_dir(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Path:
     """``$STATE_DIRECTORY`` (systemd's); else ``$XDG_STATE_HOME/shmd``, or ``~/.local/state/shmd``, for a user, and
     ``/var/lib/shmd`` for root.
+
+    What ``su`` and ``runuser`` leave of another user's environment does not count.
     """
     if environ.get("STATE_DIRECTORY"):
         return Path(environ["STATE_DIRECTORY"].partition(":")[0])
-    if (os.getuid() if uid is None else uid) == _ROOT_UID:
+    uid = os.getuid() if uid is None else uid
+    if uid == _ROOT_UID:
         return SYSTEM_STATE_DIR
-    home = environ.get("HOME")
-    user_dir = environ.get("XDG_STATE_HOME") or (f"{home}/.local/state" if home else "")
-    return Path(user_dir) / "shmd" if user_dir else SYSTEM_STATE_DIR
+    if (announced := environ.get("XDG_STATE_HOME")) and not _is_anothers(Path(announced), uid):
+        return Path(announced) / "shmd"
+    for home in filter(None, (environ.get("HOME"), _home_of(uid))):
+        if not _is_anothers(Path(home), uid):
+            return Path(home) / ".local" / "state" / "shmd"
+    return SYSTEM_STATE_DIR.with_name(f"shmd-{uid}") if _is_anothers(SYSTEM_STATE_DIR, uid) else SYSTEM_STATE_DIR
 
 
 def instance_id(instance: str, uid: int) -> bytes:
@@ -129,6 +135,25 @@ class DaemonConfig:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.message}", error.hint) from error
         return cls(**table | {key: value for key, value in overrides.items() if value is not None})
+
+
+def _is_anothers(directory: Path, uid: int) -> bool:
+    """What is not there is nobody's; what may not be seen is another's."""
+    try:
+        return directory.stat().st_uid != uid
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
+def _home_of(uid: int) -> str | None:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_dir
+    except KeyError:
+        return None
 
 
 def _count(value: int) -> int:

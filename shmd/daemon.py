@@ -4,8 +4,8 @@
         await daemon.serve_forever()
 
 It can be embedded in any program with an event loop, asyncio's or uvloop's. It touches the file system only when it
-starts and ends, and installs no signal handlers: whoever runs it ends it by cancelling ``serve_forever`` or leaving the
-block. What it does for its clients is in ``broker``.
+starts and ends, and installs no signal handlers: whoever runs it ends it with ``stop``, by cancelling
+``serve_forever`` or by leaving the block. What it does for its clients is in ``broker``.
 
 Its topics outlive it. What there is, and who takes part, stands in its ``roster``, which the instance's next daemon
 finds; ``adoption`` tells how it goes on from there, and ``bell_store`` how their bells do.

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from shmd import limits
-from shmd.config import DaemonConfig, instance_id
+from shmd import config, limits
+from shmd.config import DaemonConfig, default_state_dir, instance_id
 from shmd.errors import ConfigError
+from tests.children import needs_root
 
 
 class TestPlaces:
@@ -34,6 +35,32 @@ class TestPlaces:
     def test_replaced_instance_keeps_a_socket_that_was_chosen(self) -> None:
         made = dataclasses.replace(DaemonConfig(socket_path=Path("/s/sock")), instance="other")
         assert made.socket_path == Path("/s/sock")
+
+
+class TestStateDirectory:
+    """Of the user, whatever su left of another's environment."""
+
+    UID = os.geteuid() or 62_998
+
+    def own(self, path: Path, uid: int) -> Path:
+        path.mkdir()
+        if os.geteuid() == 0:
+            os.chown(path, uid, -1)
+        return path
+
+    def test_it_lies_in_the_users_home(self, tmp_path: Path) -> None:
+        home, state = self.own(tmp_path / "home", self.UID), self.own(tmp_path / "state", self.UID)
+        environ = {"HOME": str(home)}
+        assert default_state_dir(environ, self.UID) == home / ".local" / "state" / "shmd"
+        assert default_state_dir(environ | {"XDG_STATE_HOME": str(state)}, self.UID) == state / "shmd"
+
+    @needs_root
+    def test_it_does_not_lie_in_anothers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        other = self.own(tmp_path / "other", 62_999)
+        environ = {"HOME": str(other), "XDG_STATE_HOME": str(other)}
+        assert default_state_dir(environ, self.UID) == Path("/var/lib/shmd")
+        monkeypatch.setattr(config, "SYSTEM_STATE_DIR", other)
+        assert default_state_dir(environ, self.UID) == tmp_path / f"shmd-{self.UID}"
 
 
 class TestInstanceId:

@@ -292,8 +292,7 @@ def serving(fallback: Path) -> Iterator[None]:
     """``shmd serve``, by Dave, in an environment without XDG_RUNTIME_DIR."""
 
     def serve(say: Callable[[object], None]) -> None:
-        clear_environment()
-        os.environ["HOME"] = "/nonexistent"
+        clear_environment()  # HOME is root's, as runuser leaves it
         cli.main(["serve", "--ephemeral"], standalone_mode=False)
 
     async def wait() -> None:
