@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from shmd import backing_file, failpoint, segment_bells, semaphore_store
-from shmd.errors import ConfigError, SegmentError, SegmentNotFound
+from shmd.errors import ConfigError, SegmentAccessDenied, SegmentError, SegmentNotFound
 from shmd.protocol import SegmentInfo
 from shmd.sysv import refusal
 
@@ -139,6 +139,9 @@ def create(
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             fd = os.open(data, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except PermissionError as error:
+            hint = "it is the daemon's user who has to write there: shmd serve --state-dir chooses another directory"
+            raise SegmentAccessDenied(f"cannot make a file in {directory}: {error.strerror}", hint) from error
         except OSError as error:
             raise refusal(error.errno or 0, f"make a file in {directory}") from error
         undo.callback(data.unlink, missing_ok=True)

@@ -318,6 +318,20 @@ class TestWithoutRuntimeDirectory:
             assert stat.S_IMODE(dave.stat().st_mode) == 0o700
             assert as_person(DAVE, talk) == 1
 
+    def test_segment_that_is_a_file_needs_a_directory_of_the_daemons_user(self, dave: Path) -> None:
+        async def make() -> str:
+            async with shmd.connect() as client:
+                with pytest.raises(PermissionError) as refused:
+                    await client.segment("f", size=4096, backing="file")
+                return str(refused.value)
+
+        def talk() -> str:
+            clear_environment()
+            return asyncio.run(make())
+
+        with serving(dave):
+            assert "shmd serve --state-dir chooses another" in as_person(DAVE, talk)
+
     def test_c_program_meets_them_too(self, dave: Path, c_programs: CPrograms) -> None:
         with serving(dave):
             assert drive(c_programs, "connect") == "0 \n0\n"
