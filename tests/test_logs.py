@@ -136,6 +136,16 @@ class TestDaemon:
             assert f"{prefix}listening on {shell.socket_path}" in log.read_text()
 
 
+def test_daemon_that_does_not_start_is_an_error_to_the_journal(shell: Shell, log: Path) -> None:
+    (log.parent / "shmd.toml").write_text("clients = 5")
+    shell.environment = {"JOURNAL_STREAM": stream(log)}
+    with log.open("wb") as file:
+        daemon = shell.start("serve", "--config", str(log.parent / "shmd.toml"), stderr=file)
+    assert daemon.wait(TIMEOUT_S) == 1
+    assert log.read_text().startswith("<3>")
+    assert log.read_text().count("\n") == 1
+
+
 @pytest.mark.parametrize("unit", ["shmd.service", "user/shmd.service"])
 def test_units_log_under_the_daemons_name(unit: str) -> None:
     assert "\nSyslogIdentifier=shmd\n" in (ROOT / "systemd" / unit).read_text()

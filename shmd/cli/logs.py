@@ -7,16 +7,15 @@ error is the journal's; then each line begins with its priority, as sd-daemon(3)
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING, Final
 
+from shmd.cli.output import is_journal
 from shmd.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-_STDERR: Final = 2
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _PRIORITY_OF_DEBUG: Final = 7
 
@@ -40,22 +39,13 @@ class Formatter(logging.Formatter):
             yield from map(printable, self.formatException(record.exc_info).splitlines())
 
 
-def to_stderr(level: int = logging.WARNING, environ: Mapping[str, str] = os.environ) -> None:
+def to_stderr(level: int = logging.WARNING) -> None:
     """Log there from now on, whatever ``level`` says and above."""
     handler: logging.Handler = logging.NullHandler()
     if sys.stderr is not None:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(Formatter(journal=_is_journal(environ)))
+        handler.setFormatter(Formatter(journal=is_journal()))
     logging.basicConfig(handlers=[handler], level=level, force=True)
-
-
-def _is_journal(environ: Mapping[str, str]) -> bool:
-    """Whether standard error is what $JOURNAL_STREAM names: it is inherited by whom it is not for."""
-    try:
-        found = os.fstat(_STDERR)
-    except OSError:
-        return False
-    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _priority(level: int) -> int:
